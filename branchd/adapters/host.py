@@ -1,0 +1,60 @@
+"""Figures of this machine and of the processes on it, read when somebody asks: the port `Host`."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+
+from branchd.adapters import proc
+from branchd.core.values import Identity
+
+
+class LocalHost:
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._boot = proc.boot_id()
+
+    @property
+    def boot(self) -> str:
+        return self._boot
+
+    @property
+    def cpus(self) -> int:
+        """Those that this daemon may use, which is what its children may use."""
+        return len(os.sched_getaffinity(0))
+
+    def load(self) -> Mapping[str, float]:
+        memory = psutil.virtual_memory()
+        disk = psutil.disk_usage(str(self._state))
+        return {
+            "load_per_core": os.getloadavg()[0] / self.cpus,  # of the last minute
+            "memory_available": memory.available,
+            "memory_total": memory.total,
+            "disk_free": disk.free / disk.total,
+        }
+
+    def usage(self, identity: Identity) -> Mapping[str, float] | None:
+        main = proc.stat(identity.pid)
+        if identity.boot != self._boot or main is None or main.started != identity.started or main.ended:
+            return None
+        figures = dict.fromkeys(("rss", "cpu_seconds", "processes", "threads", "open_files"), 0.0)
+        for pid in (identity.pid, *(stat.pid for stat in proc.descendants(identity.pid))):
+            for name, amount in _figures(pid):
+                figures[name] += amount
+        return figures
+
+
+def _figures(pid: int) -> Iterator[tuple[str, float]]:
+    """What can be read of one process: one that ends meanwhile, or that is another user's, has fewer."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            yield "rss", process.memory_info().rss
+            yield "cpu_seconds", times.user + times.system
+            yield "threads", process.num_threads()
+            yield "processes", 1
+            yield "open_files", process.num_fds()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return

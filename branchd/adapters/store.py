@@ -1,0 +1,228 @@
+"""The store: one SQLite file, owned by one thread, which commits in groups.
+
+While one commit waits for the disk, the writes that come meanwhile are gathered, and the next commit takes them all.
+Each write stands in a savepoint of its own, so that one that fails takes nothing of its neighbours with it.
+
+What belongs here: the file and its migrations, the thread, and words for its failures. What the tables hold stands in
+store_tables.py.
+"""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from branchd.adapters.store_tables import apply, first_event, read_all, read_events
+from branchd.branch.records import Change, EventRecord, Snapshot
+from branchd.core.errors import Conflict, Fatal, StorageFailed
+
+T = TypeVar("T")
+
+_Work = Callable[[sqlite3.Connection], Any]
+
+#: by SQLite's primary result code, what to do about it
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "free space on the disk",
+    sqlite3.SQLITE_IOERR: "free space on the disk, or look for its faults in the kernel's log",
+    sqlite3.SQLITE_CANTOPEN: "free space on the disk, and see that the folder is there and can be written to",
+    sqlite3.SQLITE_READONLY: "make the file and its file system writable",
+    sqlite3.SQLITE_BUSY: "end the other program that keeps the file locked",
+    sqlite3.SQLITE_CORRUPT: "restore a backup of the file",
+    sqlite3.SQLITE_NOTADB: "restore a backup of the file",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Something for the thread to do with the connection."""
+
+    work: _Work
+    writes: bool
+    done: asyncio.Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    value: Any = None
+    error: Exception | None = None
+
+
+class SqliteStore:
+    """branch.ports.Store in `folder`/branchd.db. One process at a time: StateFolder sees to that.
+
+    load() comes first; write(), events() and close() are called in the thread of the loop.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "branchd.db"
+        self.commits = 0  #: transactions since load(); fewer than writes where those came together
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def load(self) -> Snapshot:
+        """Opens the file, makes it where there is none, brings it to this version, and reads everything; Fatal."""
+        try:
+            # Handed over to the thread that is started below, and used by nobody else from then on.
+            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            with contextlib.ExitStack() as undo:
+                undo.callback(connection.close)
+                snapshot = self._prepare(connection)
+                undo.pop_all()
+        except sqlite3.Error as error:
+            raise Fatal(f"{self.path} cannot be opened: {error}", _advice(error)) from error
+        except (ValueError, TypeError) as error:
+            raise Fatal(f"{self.path} holds what makes no record: {error}", "restore a backup of the file") from error
+        # A daemon thread: a crash of the rest must end the process, not wait for a close() that never comes.
+        self._thread = threading.Thread(target=self._serve, args=(connection,), name="store", daemon=True)
+        self._thread.start()
+        return snapshot
+
+    async def write(self, *changes: Change) -> None:
+        """Commits all of them or none, in the order of the calls, and returns when that is durable.
+
+        StorageFailed where nothing was kept; Conflict for a queue without its app or a run without its instance.
+        A caller that is cancelled while it waits takes nothing back: the changes are committed all the same.
+        """
+        await self._ask(partial(_apply_all, changes), writes=True)
+
+    async def events(self, after: int, limit: int) -> Sequence[EventRecord]:
+        """The next events with an id above `after`, oldest first; StorageFailed."""
+        return await self._ask(partial(read_events, after=after, limit=limit))
+
+    async def first_event(self) -> int:
+        """The lowest id that is still kept, 0 when none is; StorageFailed."""
+        return await self._ask(first_event)
+
+    def close(self) -> None:
+        """Commits what was asked for before, then lets go of the file."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _prepare(self, connection: sqlite3.Connection) -> Snapshot:
+        self._migrate(connection)
+        [verdict] = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise Fatal(f"{self.path} is damaged: {verdict}", "restore a backup of the file")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('branch_id', ?)", (os.urandom(16).hex(),))
+        return read_all(connection)
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        [found] = connection.execute("PRAGMA user_version").fetchone()
+        migrations = _migrations()
+        newest = max(migrations)
+        if found > newest:
+            raise Fatal(
+                f"{self.path} was written by a newer branchd: its version is {found}, this one knows {newest}",
+                "install that branchd again, or restore a backup from before it",
+            )
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        for number in range(found + 1, newest + 1):
+            steps = ("BEGIN IMMEDIATE;", migrations[number], f"PRAGMA user_version = {number};", "COMMIT;")
+            connection.executescript("\n".join(steps))
+
+    async def _ask(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = False) -> T:
+        if self._thread is None:
+            raise StorageFailed("the store is closed")
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Job(work, writes, done))
+        return await done
+
+    def _serve(self, connection: sqlite3.Connection) -> None:
+        """The thread: takes all that waits, commits it together, reads, answers."""
+        with contextlib.closing(connection):
+            closing = False
+            while not closing:
+                waiting = [self._jobs.get()]
+                while not self._jobs.empty():
+                    waiting.append(self._jobs.get())
+                closing = None in waiting
+                jobs = [job for job in waiting if job is not None]
+                writes = [job for job in jobs if job.writes]
+                if writes:
+                    _answer(writes, self._commit(connection, writes))
+                # After the writes, so that a reader sees what it has asked to be written.
+                for job in jobs:
+                    if not job.writes:
+                        _answer([job], [self._outcome(job.work, connection)])
+
+    def _commit(self, connection: sqlite3.Connection, group: Sequence[_Job]) -> list[_Outcome]:
+        """One transaction for all; an outcome for each."""
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            outcomes = [self._within_savepoint(job.work, connection) for job in group]
+            connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - it is the callers', who get it; the thread goes on
+            # SQLite may have rolled back by itself.
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            return [_Outcome(error=self._in_words(error)) for _ in group]
+        self.commits += 1
+        return outcomes
+
+    def _within_savepoint(self, work: _Work, connection: sqlite3.Connection) -> _Outcome:
+        connection.execute("SAVEPOINT one_write")
+        outcome = self._outcome(work, connection)
+        if outcome.error is not None:
+            # On a full disk SQLite may have rolled back everything by itself; then this fails, and with it the group.
+            connection.execute("ROLLBACK TO one_write")
+        connection.execute("RELEASE one_write")
+        return outcome
+
+    def _outcome(self, work: _Work, connection: sqlite3.Connection) -> _Outcome:
+        try:
+            return _Outcome(work(connection))
+        except Exception as error:  # noqa: BLE001 - it is the caller's, who gets it; the thread goes on for the others
+            return _Outcome(error=self._in_words(error))
+
+    def _in_words(self, error: Exception) -> Exception:
+        match error:
+            case sqlite3.IntegrityError():
+                return Conflict(f"it contradicts what the store holds: {error}")
+            case sqlite3.DatabaseError():
+                return StorageFailed(f"{self.path} failed: {error}", f"{_advice(error)}; running instances go on")
+            case _:
+                return error
+
+
+def _migrations() -> dict[int, str]:
+    """By number, which is the version of the store that each leads to."""
+    folder = resources.files("branchd.adapters") / "migrations"
+    return {int(file.name[:4]): file.read_text("utf-8") for file in folder.iterdir() if file.name.endswith(".sql")}
+
+
+def _apply_all(changes: Sequence[Change], connection: sqlite3.Connection) -> None:
+    for change in changes:
+        apply(connection, change)
+
+
+def _advice(error: sqlite3.Error) -> str:
+    # The low byte is the primary code; errors of Python's own module have none.
+    return _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "look for the cause in the kernel's log")
+
+
+def _answer(jobs: Sequence[_Job], outcomes: Sequence[_Outcome]) -> None:
+    """Wakes the callers, each in its loop; one that has gone, or whose loop is closed, is not told."""
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        with contextlib.suppress(RuntimeError):
+            job.done.get_loop().call_soon_threadsafe(_settle, job.done, outcome)
+
+
+def _settle(done: asyncio.Future[Any], outcome: _Outcome) -> None:
+    if done.done():
+        return
+    if outcome.error is not None:
+        done.set_exception(outcome.error)
+    else:
+        done.set_result(outcome.value)

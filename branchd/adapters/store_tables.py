@@ -1,0 +1,243 @@
+"""How the records stand in the tables of the store: each record as a row and back, each change as statements.
+
+The tables themselves are made by migrations/*.sql. Connections, threads and failures belong in store.py.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from branchd.branch.records import (
+    AppRecord,
+    Change,
+    EventRecord,
+    Expire,
+    InstanceRecord,
+    Put,
+    QueueRecord,
+    RemoveApp,
+    RemoveInstance,
+    RemoveQueue,
+    RemoveToken,
+    ReplyRecord,
+    RunRecord,
+    Snapshot,
+    TokenRecord,
+)
+from branchd.core.lifecycle import Machine, State
+from branchd.core.spec import Wanted
+from branchd.core.values import Exit, Identity, Key, QueueDeclaration
+
+R = TypeVar("R")
+
+#: one value for each column, in the table's order
+Row = Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Table(Generic[R]):
+    """Names come from this module alone, so that statements may be put together from them."""
+
+    name: str
+    keys: tuple[str, ...]
+    values: tuple[str, ...]
+    to_row: Callable[[R], Row]  #: keys first, then values
+    from_row: Callable[[Row], R]
+
+    def select(self, rest: str) -> str:
+        return f"SELECT {', '.join(self.keys + self.values)} FROM {self.name} {rest}"  # noqa: S608
+
+    def upsert(self) -> str:
+        """Not INSERT OR REPLACE, which deletes first, and with that what refers to the row."""
+        columns = self.keys + self.values
+        changes = ", ".join(f"{column} = excluded.{column}" for column in self.values)
+        return (
+            f"INSERT INTO {self.name} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
+            f" ON CONFLICT ({', '.join(self.keys)}) DO UPDATE SET {changes}"
+        )
+
+    def read(self, connection: sqlite3.Connection) -> tuple[R, ...]:
+        """All of it, in the order of the keys."""
+        rows = connection.execute(self.select(f"ORDER BY {', '.join(self.keys)}"))
+        return tuple(self.from_row(row) for row in rows)
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(dict(value))
+
+
+def _run_to_row(run: RunRecord) -> Row:
+    machine = run.machine
+    process = (run.identity.boot, run.identity.pid, run.identity.started) if run.identity else (None, None, None)
+    last_exit = (True, run.last_exit.code, run.last_exit.signal) if run.last_exit else (False, None, None)
+    return (
+        *(run.key.app, run.key.name),
+        *(machine.state, machine.wanted, machine.run, machine.alive, json.dumps(machine.crashes)),
+        *(machine.restarts, machine.step, machine.deadline, machine.reason),
+        *(run.boot, run.nonce, run.intent, *process, run.started_at, run.observed_generation, run.launched),
+        *(*last_exit, run.last_exit_at),
+    )
+
+
+def _run_from_row(row: Row) -> RunRecord:
+    app, name, state, wanted, number, alive, crashes, restarts, step, deadline, reason, *rest = row
+    boot, nonce, intent, process_boot, pid, started, started_at, observed_generation, launched, *rest = rest
+    ended, code, signal, last_exit_at = rest
+    machine = Machine(
+        state=State(state),
+        wanted=Wanted(wanted),
+        run=number,
+        alive=bool(alive),
+        crashes=tuple(json.loads(crashes)),
+        restarts=restarts,
+        step=step,
+        deadline=deadline,
+        reason=reason,
+    )
+    return RunRecord(
+        key=Key(app, name),
+        machine=machine,
+        boot=boot,
+        nonce=nonce,
+        intent=intent,
+        identity=None if pid is None else Identity(process_boot, pid, started),
+        started_at=started_at,
+        observed_generation=observed_generation,
+        launched=launched,
+        last_exit=Exit(code, signal) if ended else None,
+        last_exit_at=last_exit_at,
+    )
+
+
+def _queue_to_row(record: QueueRecord) -> Row:
+    queue = record.queue
+    return (record.app, queue.name, queue.exchange, queue.exchange_type, queue.routing_key, _json(queue.options))
+
+
+def _queue_from_row(row: Row) -> QueueRecord:
+    app, name, exchange, exchange_type, routing_key, options = row
+    return QueueRecord(app, QueueDeclaration(name, exchange, exchange_type, routing_key, json.loads(options)))
+
+
+def _instance_from_row(row: Row) -> InstanceRecord:
+    app, name, spec, generation, created_at, deleting = row
+    return InstanceRecord(Key(app, name), json.loads(spec), generation, created_at, bool(deleting))
+
+
+def _event_from_row(row: Row) -> EventRecord:
+    identifier, at, kind, app, instance, data = row
+    return EventRecord(identifier, at, kind, app, instance, json.loads(data))
+
+
+APPS: Table[AppRecord] = Table(
+    name="apps",
+    keys=("name",),
+    values=("spec", "generation", "created_at"),
+    to_row=lambda app: (app.name, _json(app.spec), app.generation, app.created_at),
+    from_row=lambda row: AppRecord(row[0], json.loads(row[1]), *row[2:]),
+)
+QUEUES: Table[QueueRecord] = Table(
+    name="queues",
+    keys=("app", "name"),
+    values=("exchange", "exchange_type", "routing_key", "options"),
+    to_row=_queue_to_row,
+    from_row=_queue_from_row,
+)
+INSTANCES: Table[InstanceRecord] = Table(
+    name="instances",
+    keys=("app", "name"),
+    values=("spec", "generation", "created_at", "deleting"),
+    to_row=lambda it: (it.key.app, it.key.name, _json(it.spec), it.generation, it.created_at, it.deleting),
+    from_row=_instance_from_row,
+)
+RUNS: Table[RunRecord] = Table(
+    name="runs",
+    keys=("app", "instance"),
+    values=(
+        *("state", "wanted", "run", "alive", "crashes", "restarts", "step", "deadline", "reason"),
+        *("boot", "nonce", "intent", "process_boot", "process_pid", "process_started"),
+        *("started_at", "observed_generation", "launched", "ended", "exit_code", "exit_signal", "last_exit_at"),
+    ),
+    to_row=_run_to_row,
+    from_row=_run_from_row,
+)
+TOKENS: Table[TokenRecord] = Table(
+    name="tokens",
+    keys=("id",),
+    values=("name", "digest", "scope", "created_at", "expires_at"),
+    to_row=lambda it: (it.id, it.name, it.digest, it.scope, it.created_at, it.expires_at),
+    from_row=lambda row: TokenRecord(*row),
+)
+EVENTS: Table[EventRecord] = Table(
+    name="events",
+    keys=("id",),
+    values=("at", "type", "app", "instance", "data"),
+    to_row=lambda it: (it.id, it.at, it.type, it.app, it.instance, _json(it.data)),
+    from_row=_event_from_row,
+)
+REPLIES: Table[ReplyRecord] = Table(
+    name="replies",
+    keys=("principal", "key"),
+    values=("digest", "at", "app", "instance"),
+    to_row=lambda it: (it.principal, it.key, it.digest, it.at, it.app, it.instance),
+    from_row=lambda row: ReplyRecord(*row),
+)
+
+_TABLES: Mapping[type, Table[Any]] = {
+    AppRecord: APPS,
+    QueueRecord: QUEUES,
+    InstanceRecord: INSTANCES,
+    RunRecord: RUNS,
+    TokenRecord: TOKENS,
+    EventRecord: EVENTS,
+    ReplyRecord: REPLIES,
+}
+_UPSERTS = {kind: table.upsert() for kind, table in _TABLES.items()}
+
+
+def apply(connection: sqlite3.Connection, change: Change) -> None:
+    """In the caller's transaction. sqlite3.IntegrityError for a queue without its app, a run without its instance."""
+    match change:
+        case Put(record):
+            kind = type(record)
+            connection.execute(_UPSERTS[kind], _TABLES[kind].to_row(record))
+        case RemoveApp(name):
+            connection.execute("DELETE FROM apps WHERE name = ?", (name,))
+        case RemoveQueue(app, name):
+            connection.execute("DELETE FROM queues WHERE app = ? AND name = ?", (app, name))
+        case RemoveInstance(key):
+            connection.execute("DELETE FROM instances WHERE app = ? AND name = ?", (key.app, key.name))
+        case RemoveToken(identifier):
+            connection.execute("DELETE FROM tokens WHERE id = ?", (identifier,))
+        case Expire(replies_before, events):
+            connection.execute("DELETE FROM replies WHERE at < ?", (replies_before,))
+            first_to_go = "SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?"
+            connection.execute(f"DELETE FROM events WHERE id <= ({first_to_go})", (events,))  # noqa: S608
+
+
+def read_all(connection: sqlite3.Connection) -> Snapshot:
+    """ValueError or TypeError where a row makes no record."""
+    [branch_id] = connection.execute("SELECT value FROM meta WHERE key = 'branch_id'").fetchone()
+    last_event = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+    return Snapshot(
+        branch_id=branch_id,
+        apps=APPS.read(connection),
+        queues=QUEUES.read(connection),
+        instances=INSTANCES.read(connection),
+        runs=RUNS.read(connection),
+        tokens=TOKENS.read(connection),
+        replies=REPLIES.read(connection),
+        last_event=last_event[0] if last_event else 0,
+    )
+
+
+def read_events(connection: sqlite3.Connection, after: int, limit: int) -> tuple[EventRecord, ...]:
+    rows = connection.execute(EVENTS.select("WHERE id > ? ORDER BY id LIMIT ?"), (after, limit))
+    return tuple(EVENTS.from_row(row) for row in rows)
+
+
+def first_event(connection: sqlite3.Connection) -> int:
+    [lowest] = connection.execute("SELECT coalesce(min(id), 0) FROM events").fetchone()
+    return int(lowest)

@@ -1,0 +1,106 @@
+"""What answers have in common: JSON bodies, entity tags, pages of lists."""
+
+import base64
+import binascii
+import bisect
+import fnmatch
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from branchd.api.encoded import encoded
+from branchd.api.parameters import Parameter, Unfit, Form, text, whole
+from branchd.api.routing import Call
+from branchd.core.errors import NotFound, Stale
+from branchd.wire import json
+from branchd.wire.resources import App, Instance
+
+T = TypeVar("T")
+
+#: the place of an item in its list: names, which sort like the list
+Place = tuple[str, ...]
+
+JSON = "application/json"
+
+
+def _place(given: str) -> Place:
+    try:
+        decoded = json.loads(base64.urlsafe_b64decode(given.encode("ascii", "replace")))
+        if isinstance(decoded, list) and decoded and all(isinstance(part, str) for part in decoded):
+            return tuple(decoded)
+    except (ValueError, binascii.Error):
+        pass
+    raise Unfit("it is not one of ours", "take `next` of the page before")
+
+
+LIMIT = Parameter("limit", whole(1, 1000), 100, "The most items to answer with.")
+CURSOR: Parameter[Place | None] = Parameter(
+    "cursor", Form(_place, {"type": "string"}), None, "`next` of the page before: the list goes on after it."
+)
+NAME: Parameter[str | None] = Parameter("name", text(255), None, "Only names that match this pattern, such as `web*`.")
+PAGE = (LIMIT, CURSOR)
+
+
+def answer(value: Any, status: int = HTTPStatus.OK, **headers: str) -> web.Response:
+    return web.Response(body=encoded(value), status=status, headers=headers, content_type=JSON)
+
+
+def nothing() -> web.Response:
+    return web.Response(status=HTTPStatus.NO_CONTENT)
+
+
+def app_answer(call: Call, app: App, status: int = HTTPStatus.OK) -> web.Response:
+    return _tagged(call, app, encoded(app), status, f"/v1/apps/{app.name}")
+
+
+def instance_answer(call: Call, instance: Instance, status: int = HTTPStatus.OK) -> web.Response:
+    location = f"/v1/apps/{instance.app}/instances/{instance.name}"
+    return _tagged(call, instance, call.house.encoded.one(instance), status, location)
+
+
+def _tagged(call: Call, value: App | Instance, body: bytes, status: int, location: str) -> web.Response:
+    headers = {"ETag": entity_tag(call, value)}
+    if status == HTTPStatus.CREATED:
+        headers |= {"Location": location, "Branchd-Owner": call.service.name}
+    return web.Response(body=body, status=status, headers=headers, content_type=JSON)
+
+
+def entity_tag(call: Call, value: App | Instance) -> str:
+    return f'"{call.service.id}.{value.generation}"'
+
+
+def match(call: Call, present: Callable[[], App | Instance]) -> int | None:
+    """The generation that If-Match asks for; None without that header. Stale."""
+    header = ",".join(call.request.headers.getall("If-Match", []))
+    if not header:
+        return None
+    try:
+        value = present()
+    except NotFound as error:
+        raise Stale("it does not exist") from error
+    tag = entity_tag(call, value)
+    if header.strip() != "*" and tag not in {one.strip() for one in header.split(",")}:
+        raise Stale(f"it is {tag} now", "read it again, and decide again")
+    return value.generation
+
+
+def matches(pattern: str | None, name: str) -> bool:
+    return pattern is None or fnmatch.fnmatchcase(name, pattern)
+
+
+def page(
+    call: Call, items: Sequence[T], place: Callable[[T], Place], encode: Callable[[T], bytes] = encoded
+) -> web.Response:
+    """The items after the cursor, at most `limit`; they are sorted by their place."""
+    limit, cursor = call.get(LIMIT), call.get(CURSOR)
+    first = 0 if cursor is None else bisect.bisect_right(items, cursor, key=place)
+    shown = items[first : first + limit]
+    more = first + limit < len(items)
+    following = base64.urlsafe_b64encode(json.dumps(place(shown[-1]))).decode() if more else None
+    body = b'{"items":[%b],"next":%b,"partial":false,"unreachable":[]}' % (
+        b",".join(map(encode, shown)),
+        json.dumps(following),
+    )
+    return web.Response(body=body, content_type=JSON)

@@ -1,0 +1,111 @@
+"""Who sends a request, and whether a browser was tricked into sending it.
+
+On the unix socket the kernel tells the peer's uid and groups; on TCP a token does. What a principal may do is core/access.py's.
+"""
+
+import grp
+import os
+import socket
+import struct
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from branchd.api.problems import CrossOrigin, Unauthenticated, WrongHost
+from branchd.api.settings import HttpSettings, TcpListener, parse_listener
+from branchd.branch.tokens import Tokens
+from branchd.core.access import Principal, Scope
+from branchd.core.errors import Denied, Unavailable
+
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="branchd"'}
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+#: socket(7), absent from Python's module: the supplementary groups of the peer when it connected
+_SO_PEERGROUPS = 59
+
+#: bytes, the most that Python's getsockopt takes: 256 groups
+_GROUPS_SIZE = 1024
+
+
+class Guard:
+    def __init__(self, tokens: Tokens, settings: HttpSettings) -> None:
+        self._tokens = tokens
+        self._group_name = settings.socket_group
+        self._group = group_id(settings.socket_group)
+        listeners = [parse_listener(text) for text in settings.listen]
+        listening = [listener.host for listener in listeners if isinstance(listener, TcpListener)]
+        self._hosts = {host.lower() for host in (*_LOOPBACK_NAMES, *listening, *settings.allowed_hosts)}
+
+    def principal(self, request: web.Request) -> Principal:
+        """Unauthenticated, or Denied for a uid that may do nothing here."""
+        connection = peer(request)
+        if connection is not None:
+            return self._by_credentials(connection)
+        scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not presented.strip():
+            raise Unauthenticated("no token was sent", "send Authorization: Bearer TOKEN", _CHALLENGE)
+        principal = self._tokens.principal(presented.strip())
+        if principal is None:
+            challenge = {name: f'{value}, error="invalid_token"' for name, value in _CHALLENGE.items()}
+            raise Unauthenticated("the token is unknown, revoked or expired", "", challenge)
+        return principal
+
+    def check_sender(self, request: web.Request) -> None:
+        """WrongHost, CrossOrigin. A browser adds these headers, and a page cannot change them."""
+        host = request.headers.get("Host", "")
+        connection = peer(request)
+        if connection is None and not self._own(host, request):
+            raise WrongHost(f"{host[:255]!r} is not a name of this server", "add it to [http] allowed_hosts")
+        site = request.headers.get("Sec-Fetch-Site", "none")
+        origin = request.headers.get("Origin")
+        if site not in {"same-origin", "none"} or (origin is not None and _authority(origin) != host.lower()):
+            raise CrossOrigin(f"it comes from {(origin or site)[:255]!r}")
+
+    def _own(self, host: str, request: web.Request) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname
+        except ValueError:
+            return False
+        if name is None or request.transport is None:
+            return False
+        # An address cannot be rebound, so the one that was connected to is right.
+        return name.rstrip(".") in self._hosts or name == request.transport.get_extra_info("sockname")[0]
+
+    def _by_credentials(self, connection: socket.socket) -> Principal:
+        _, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        name = f"uid:{uid}"
+        if uid in {0, os.geteuid()}:
+            return Principal(name, Scope.ADMIN)
+        if self._group in {gid, *_groups(connection)}:
+            return Principal(name, Scope.OPERATE)
+        raise Denied(f"{name} may not use this branch", f"members of the group {self._group_name} may operate it")
+
+
+def group_id(name: str) -> int | None:
+    """None when there is no such group."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def peer(request: web.Request) -> socket.socket | None:
+    """The connection when it came over a unix socket."""
+    if request.transport is None:
+        raise Unavailable("the connection is gone")
+    connection: socket.socket = request.transport.get_extra_info("socket")
+    return connection if connection.family == socket.AF_UNIX else None
+
+
+def _groups(connection: socket.socket) -> Collection[int]:
+    try:
+        packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_SIZE)
+    except OSError:  # more than 256
+        return ()
+    return struct.unpack(f"{len(packed) // 4}I", packed)
+
+
+def _authority(origin: str) -> str:
+    """HOST[:PORT] of an origin; empty for "null" and what is no URL."""
+    return origin.partition("://")[2].lower()

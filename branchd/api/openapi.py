@@ -1,0 +1,167 @@
+"""The OpenAPI 3.1 document, made from the routes and from the dataclasses that they name. Built when first asked for."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import TypeAdapter
+
+import branchd
+from branchd.api import problems
+from branchd.api.body import JSON, MERGE_PATCH
+from branchd.api.parameters import Parameter
+from branchd.api.problems import (
+    BadRequest,
+    BrokenJson,
+    CrossOrigin,
+    Internal,
+    NotJson,
+    Problem,
+    TooLarge,
+    TooMany,
+    TooSlow,
+    Unauthenticated,
+    WrongHost,
+)
+from branchd.api.routing import Route, Text
+from branchd.core.errors import BranchdError, Denied, Invalid, NotFound, StorageFailed
+from branchd.core.faults import NAME
+from branchd.wire.decode import adapter
+
+Json = dict[str, Any]
+Mode = Literal["validation", "serialization"]
+
+_REFERENCE = "#/components/schemas/{model}"
+
+_ABOUT = """\
+Errors are problems as of RFC 9457, with every invalid field at once. Scopes: each includes the ones before it, of read,
+operate, admin."""
+
+
+def document(routes: Iterable[Route]) -> Json:
+    routes = list(routes)
+    schemas, components = _schemas(routes)
+    paths: dict[str, Json] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "branchd", "version": branchd.__version__, "description": _ABOUT},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _item(shape: Any) -> Any:
+    """The dataclass of a page's items, or the shape itself."""
+    return get_args(shape)[0] if get_origin(shape) is list else shape
+
+
+def _schemas(routes: list[Route]) -> tuple[Mapping[tuple[Any, Mode], Json], Json]:
+    wanted: dict[tuple[Any, Mode], None] = {(Problem, "validation"): None}
+    for route in routes:
+        if isinstance(route.body, type):
+            wanted[route.body, "validation"] = None
+        for shape in route.returns.values():
+            if isinstance(_item(shape), type):
+                wanted[_item(shape), "serialization"] = None
+    inputs: list[tuple[tuple[Any, Mode], Mode, TypeAdapter[Any]]] = [
+        (key, key[1], adapter(key[0])) for key in wanted
+    ]
+    schemas, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REFERENCE)
+    return {key: schema for (key, _), schema in schemas.items()}, definitions.get("$defs", {})
+
+
+def _operation(route: Route, schemas: Mapping[tuple[Any, Mode], Json]) -> Json:
+    operation: Json = {
+        "operationId": route.name,
+        "summary": route.summary.partition("\n")[0],
+        "description": route.summary,
+        "parameters": [*_path_parameters(route.path), *map(_query_parameter, route.query.values())],
+        "responses": {
+            **{str(status): _response(shape, schemas) for status, shape in route.returns.items()},
+            **_problems(route, schemas),
+        },
+        "security": [] if route.scope is None else [{"token": []}],
+        "x-scope": route.scope,
+    }
+    if route.body is not None:
+        schema = schemas[route.body, "validation"] if isinstance(route.body, type) else {"type": "object"}
+        types = (MERGE_PATCH, JSON) if route.method == "PATCH" else (JSON,)
+        operation["requestBody"] = {"required": True, "content": {each: {"schema": schema} for each in types}}
+    return operation
+
+
+def _path_parameters(path: str) -> Iterator[Json]:
+    for name in re.findall(r"\{(\w+)\}", path):
+        schema: Json = {"type": "string"}
+        if name in {"app", "instance", "branch"}:
+            schema["pattern"] = f"^{NAME.pattern}$"
+        elif name == "queue":
+            schema |= {"minLength": 1, "maxLength": 255}
+        yield {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def _query_parameter(parameter: Parameter[Any]) -> Json:
+    schema = dict(parameter.form.schema)
+    if parameter.default not in (None, (), False):
+        schema["default"] = parameter.default
+    if parameter.repeatable:
+        schema = {"type": "array", "items": schema}
+    return {"name": parameter.name, "in": "query", "description": parameter.about, "schema": schema}
+
+
+def _response(shape: Any, schemas: Mapping[tuple[Any, Mode], Json]) -> Json:
+    if shape is None:
+        return {"description": "Done."}
+    if isinstance(shape, Text):
+        return {"description": "A stream.", "content": {each: {"schema": {"type": "string"}} for each in shape.types}}
+    schema: Json = {"type": "object"}
+    if isinstance(_item(shape), type) and _item(shape) is not dict:
+        schema = schemas[_item(shape), "serialization"]
+    return {
+        "description": "A page." if get_origin(shape) is list else "The object.",
+        "content": {JSON: {"schema": _page(schema) if get_origin(shape) is list else schema}},
+    }
+
+
+def _page(item: Json) -> Json:
+    properties = {
+        "items": {"type": "array", "items": item},
+        "next": {"type": ["string", "null"], "description": "The cursor of the next page; null: this is the last."},
+        "partial": {"type": "boolean", "description": "Some branches did not answer."},
+        "unreachable": {"type": "array", "items": {"type": "string"}, "description": "Those that did not."},
+    }
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def possible(route: Route) -> list[type[BranchdError]]:
+    """The errors that a route can answer with: what its form implies, and what it declares."""
+    found: list[type[BranchdError]] = [BadRequest, CrossOrigin, WrongHost, Invalid, Internal, *route.raises]
+    if route.scope is not None:
+        found += [Unauthenticated, Denied]
+    if "{" in route.path:
+        found.append(NotFound)
+    found += [BrokenJson, TooLarge, TooSlow, NotJson]
+    if route.method != "GET":
+        found.append(StorageFailed)
+    if route.streams:
+        found.append(TooMany)
+    return found
+
+
+def _problems(route: Route, schemas: Mapping[tuple[Any, Mode], Json]) -> Json:
+    by_status: dict[int, list[str]] = {}
+    for error in possible(route):
+        meaning = problems.meaning(error)
+        slugs = by_status.setdefault(meaning.status, [])
+        if meaning.slug not in slugs:
+            slugs.append(meaning.slug)
+    content = {problems.MEDIA_TYPE: {"schema": schemas[Problem, "validation"]}}
+    return {
+        str(status): {"description": "Problem: " + ", ".join(slugs), "content": content}
+        for status, slugs in sorted(by_status.items())
+    }

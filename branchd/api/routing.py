@@ -1,0 +1,112 @@
+"""Routes: declared once at their handler, from which the router and the OpenAPI document are made.
+
+What is done with a request before its handler sees it stands in edge.py.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from branchd.api.encoded import Encoded
+from branchd.api.parameters import FLAG, Parameter
+from branchd.api.settings import HttpSettings
+from branchd.api.streams import Streams
+from branchd.branch.service import Service
+from branchd.core.access import Principal, Scope
+from branchd.core.errors import BranchdError
+
+T = TypeVar("T")
+
+LOCAL = Parameter("local", FLAG, False, "Ask this branch alone.")
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What handlers work with; one a server."""
+
+    service: Service
+    settings: HttpSettings
+    streams: Streams
+    encoded: Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, authenticated, allowed, and its parts decoded."""
+
+    house: House
+    request: web.Request
+    principal: Principal
+    path: Mapping[str, str]  #: the path's variables; their names are valid
+    parameters: Mapping[str, Any]
+    body: Any = None  #: JSON values; None for routes without a body
+
+    @property
+    def service(self) -> Service:
+        return self.house.service
+
+    def get(self, parameter: Parameter[T]) -> T:
+        value: T = self.parameters[parameter.name]
+        return value
+
+
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Answers that are no JSON object: their media types."""
+
+    types: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: str
+    path: str  #: aiohttp's and OpenAPI's notation: /v1/apps/{app}
+    scope: Scope | None  #: the least that a principal needs; None: anybody, without a token
+    handler: Handler
+    returns: Mapping[int, Any]  #: by status: a dataclass, list[dataclass] for a page of them, Text, or None
+    body: Any  #: the type that the document shows; None: takes no body
+    query: Mapping[str, Parameter[Any]]
+    raises: tuple[type[BranchdError], ...]  #: besides what any route of its form can raise
+    streams: bool  #: may go on without end
+
+    @property
+    def name(self) -> str:
+        return self.handler.__name__  # type: ignore[attr-defined]  # handlers are functions
+
+    @property
+    def summary(self) -> str:
+        return (self.handler.__doc__ or "").strip()
+
+
+class Routes:
+    """A module's routes, in the order of writing; calling it makes the decorator."""
+
+    def __init__(self) -> None:
+        self._routes: list[Route] = []
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes)
+
+    def __call__(
+        self,
+        method: str,
+        path: str,
+        *,
+        scope: Scope | None,
+        returns: Mapping[int, Any],
+        body: Any = None,
+        query: tuple[Parameter[Any], ...] = (),
+        raises: tuple[type[BranchdError], ...] = (),
+        streams: bool = False,
+    ) -> Callable[[Handler], Handler]:
+        def declare(handler: Handler) -> Handler:
+            named = {parameter.name: parameter for parameter in (*query, LOCAL)}
+            self._routes.append(Route(method, path, scope, handler, returns, body, named, raises, streams))
+            return handler
+
+        return declare

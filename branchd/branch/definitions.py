@@ -1,0 +1,104 @@
+"""Apps, queues and instances as they are defined: what may be written, and what it comes to when put together.
+
+Holds the records in memory; pure look-ups and checks. Writing them down and acting on them is the service's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from branchd.branch.records import AppRecord, InstanceRecord, QueueRecord
+from branchd.branch.world import Policies
+from branchd.core.errors import Fault, Invalid, NotFound
+from branchd.core.faults import name_fault, queue_fault
+from branchd.core.spec import Kind, Spec
+from branchd.core.values import Key, QueueDeclaration
+from branchd.wire.decode import decode
+from branchd.wire.resources import QueueBody
+from branchd.wire.spec import effective
+
+#: apps, and queues of an app, and instances, that a branch keeps: far above use, far below harm
+MOST = 10_000
+
+
+class Definitions:
+    def __init__(self, policies: Policies, own_account: str) -> None:
+        """`own_account`: the name of the account that the daemon runs as."""
+        self._policies = policies
+        self._own_account = own_account
+        self.apps: dict[str, AppRecord] = {}
+        self.queues: dict[str, dict[str, QueueRecord]] = {}
+
+    def app(self, name: str) -> AppRecord:
+        if name not in self.apps:
+            raise NotFound(f"there is no app {name[:80]!r}", "branchctl app ls lists them")
+        return self.apps[name]
+
+    def queue(self, app: str, name: str) -> QueueRecord:
+        self.app(app)
+        found = self.queues.get(app, {}).get(name)
+        if found is None:
+            raise NotFound(f"app {app} declares no queue {name[:80]!r}")
+        return found
+
+    def declaration(self, app: str, name: str) -> QueueDeclaration:
+        """As declared for the app, else Celery's default."""
+        record = self.queues.get(app, {}).get(name)
+        return record.queue if record is not None else QueueDeclaration(name)
+
+    def declarations(self, app: str, spec: Spec) -> tuple[QueueDeclaration, ...] | None:
+        if spec.kind is not Kind.CELERY or spec.queues is None:
+            return None
+        return tuple(self.declaration(app, name) for name in spec.queues)
+
+    def effective(self, app: AppRecord, raw: Mapping[str, Any]) -> Spec:
+        """An instance's spec over its app's over the branch's defaults. Invalid where it is wrong or incomplete."""
+        default_user = self._policies.default_user
+        defaults = {} if default_user is None else {"user": default_user}
+        spec = effective(dict(app.spec), dict(raw), defaults)
+        if fault := self._account_fault(spec):
+            raise Invalid([fault])
+        return spec
+
+    def _account_fault(self, spec: Spec) -> Fault | None:
+        allowed = self._policies.allow_users
+        user = spec.user or self._own_account
+        if allowed is None or user in allowed:
+            return None
+        return Fault("/user", f"{user} is not in [auth] allow_users", f"one of {', '.join(allowed) or 'none at all'}")
+
+    def node_name(self, key: Key) -> str:
+        name = self._policies.node_name
+        for field, value in (("{app}", key.app), ("{name}", key.name), ("{branch}", self._policies.name)):
+            name = name.replace(field, value)
+        return name
+
+
+def check_name(name: str, pointer: str, what: str) -> None:
+    if fault := name_fault(name, pointer, what):
+        raise Invalid([fault])
+
+
+def declared(name: str, body: Any) -> QueueDeclaration:
+    """The declaration in the body of a request. Invalid."""
+    if fault := queue_fault(name, ""):
+        raise Invalid([fault])
+    given = decode(QueueBody, body, _body_faults)
+    return QueueDeclaration(name, given.exchange, given.exchange_type, given.routing_key, dict(given.options))
+
+
+def _body_faults(body: QueueBody) -> list[Fault]:
+    faults = []
+    for field in ("exchange", "exchange_type", "routing_key"):
+        text = getattr(body, field)
+        if text is not None and (len(text.encode()) > 255 or not text.isprintable()):
+            faults.append(Fault(f"/{field}", "is not valid", "at most 255 bytes of printable text"))
+    if not body.exchange_type:
+        faults.append(Fault("/exchange_type", "is empty", "direct, topic, fanout, headers or a plugin's own"))
+    return faults
+
+
+def changed(record: InstanceRecord, spec: Mapping[str, Any]) -> InstanceRecord:
+    """The record with another spec, one generation on; the same record where nothing differs."""
+    if dict(spec) == dict(record.spec):
+        return record
+    return InstanceRecord(record.key, spec, record.generation + 1, record.created_at, record.deleting)

@@ -1,0 +1,98 @@
+"""The event log: what happened, in order, with ids that never go back, kept in the store and told to subscribers.
+
+Ids are given here and committed with the change that they tell of, so a reader that resumes after an id misses nothing.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from branchd.branch.ports import Store
+from branchd.branch.records import EventRecord
+
+#: events that one subscriber may lag behind; one that does not read is let go
+BACKLOG = 1000
+
+#: events read from the store at a time
+CHUNK = 500
+
+#: events that the store keeps
+KEPT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """What was asked for is no longer kept, or never was: read the present state, and go on from here."""
+
+    last: int
+
+
+@dataclass(slots=True, eq=False)
+class _Subscriber:
+    queue: asyncio.Queue[EventRecord | None] = field(default_factory=lambda: asyncio.Queue(BACKLOG + 1))
+    lost: bool = False
+
+
+class EventLog:
+    def __init__(self, store: Store, last: int) -> None:
+        self._store = store
+        self.last = last  #: highest id given so far
+        self._subscribers: set[_Subscriber] = set()
+        self._closed = False
+
+    def number(
+        self, at: float, type: str, app: str | None, instance: str | None, data: Mapping[str, Any]
+    ) -> EventRecord:
+        """The event with its id; to be committed, then published."""
+        self.last += 1
+        return EventRecord(self.last, at, type, app, instance, data)
+
+    def publish(self, events: list[EventRecord]) -> None:
+        for subscriber in list(self._subscribers):
+            for event in events:
+                if subscriber.queue.qsize() >= BACKLOG:
+                    subscriber.lost = True
+                    self._end(subscriber)
+                    break
+                subscriber.queue.put_nowait(event)
+
+    def close(self) -> None:
+        """Ends every subscription."""
+        self._closed = True
+        for subscriber in list(self._subscribers):
+            self._end(subscriber)
+
+    def _end(self, subscriber: _Subscriber) -> None:
+        self._subscribers.discard(subscriber)
+        with suppress(asyncio.QueueFull):
+            subscriber.queue.put_nowait(None)
+
+    async def subscribe(self, after: int | None = None) -> AsyncIterator[EventRecord | Reset]:
+        """Events with an id above `after` (None: from now on), as they come.
+
+        Reset comes first when `after` is too old or from another log. Ends at shutdown, and for a reader that lags more
+        than BACKLOG events behind.
+        """
+        subscriber = _Subscriber()
+        if self._closed:
+            return
+        self._subscribers.add(subscriber)
+        try:
+            told = self.last
+            if after is not None:
+                first = await self._store.first_event()
+                if after > told or (first > after + 1) or (first == 0 and after < told):
+                    yield Reset(told)
+                else:
+                    told = after
+                    while chunk := await self._store.events(told, CHUNK):
+                        for event in chunk:
+                            yield event
+                        told = chunk[-1].id
+            while (fresh := await subscriber.queue.get()) is not None:
+                if fresh.id > told:
+                    yield fresh
+        finally:
+            self._subscribers.discard(subscriber)

@@ -1,0 +1,29 @@
+"""Changes and the events that tell of them, committed together, then published."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from branchd.branch.events import EventLog
+from branchd.branch.ports import Store
+from branchd.branch.records import Change, Put
+
+#: type, app, instance, data
+Told = tuple[str, str | None, str | None, Mapping[str, Any]]
+
+
+class Journal:
+    def __init__(self, store: Store, events: EventLog, wall: Callable[[], float]) -> None:
+        self._store = store
+        self._events = events
+        self._wall = wall
+
+    async def commit(self, *changes: Change, events: Sequence[Told] = (), regardless: bool = False) -> None:
+        """StorageFailed. `regardless`: what the events tell of has happened, whether or not the store takes it."""
+        told = [self._events.number(self._wall(), *event) for event in events]
+        try:
+            await self._store.write(*changes, *(Put(event) for event in told))
+        except BaseException:
+            if regardless:
+                self._events.publish(told)
+            raise
+        self._events.publish(told)

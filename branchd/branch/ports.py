@@ -1,0 +1,199 @@
+"""What the daemon asks of the outside world and of the drivers: a few lines each, one fake each.
+
+The adapters and the fakes under tests/ pass the same conformance suites (tests/adapters/conformance_*.py).
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from branchd.branch.records import Change, EventRecord, Snapshot
+from branchd.core.findings import Finding
+from branchd.core.reconcile import Work
+from branchd.core.spec import Spec, StopStep
+from branchd.core.values import Exit, Identity, Key, Launch, QueueDeclaration, Stream
+from branchd.wire.agent import Heartbeat
+from branchd.wire.resources import ConditionView
+
+
+class Process(Protocol):
+    """A running program and its whole tree."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    def signal(self, number: int) -> None:
+        """Sends to the main process only; silently nothing when it is gone."""
+
+    def kill_tree(self) -> None:
+        """KILL to the main process and everything that it left behind, escapees of its session too."""
+
+    def cpu_seconds(self) -> float | None:
+        """CPU time that the main process has used, or None when it is gone."""
+
+
+class Processes(Protocol):
+    """The machine's processes.
+
+    `on_exit` is called once, in the loop, after the main process has ended and been reaped.
+    """
+
+    def spawn(
+        self, key: Key, nonce: str, launch: Launch, stdout: int, stderr: int, on_exit: Callable[[Exit], None]
+    ) -> Process:
+        """Starts it in a session of its own, marked with the nonce; SpawnFailed when that is impossible.
+
+        stdout and stderr are descriptors that stay the caller's.
+        """
+
+    def adopt(self, key: Key, nonce: str, identity: Identity, on_exit: Callable[[Exit], None]) -> Process | None:
+        """Takes over what an earlier daemon started; None when that very process is gone."""
+
+    def find(self, nonces: Mapping[str, float]) -> Mapping[str, Identity | None]:
+        """Looks for processes that carry a nonce and started at or after the given time (seconds since boot).
+
+        The earliest of each wins. A nonce without a process is left out; None where it is ambiguous.
+        """
+
+    def sweep(self, key: Key, nonce: str) -> None:
+        """Ends what is left of a tree whose main process has ended."""
+
+
+class LogFiles(Protocol):
+    """Where the output of instances goes; nothing that happens to the daemon happens to it."""
+
+    def open(self, key: Key, joined: bool) -> AbstractContextManager[tuple[int, int]]:
+        """Descriptors for stdout and stderr to write to (the same one twice when joined), until the block ends.
+
+        SpawnFailed when the files cannot be opened.
+        """
+
+    def watch(self, key: Key, rotate_at: int, keep: int) -> None:
+        """Rotates this instance's files from now on when one passes rotate_at bytes, and keeps so many archives."""
+
+    def forget(self, key: Key) -> None:
+        """Stops rotating; the files stay."""
+
+    async def remove(self, key: Key) -> None:
+        """Deletes the instance's files."""
+
+    async def tail(self, key: Key, stream: Stream, lines: int) -> bytes:
+        """The last lines, over archives too; empty when nothing was ever written."""
+
+    def follow(self, key: Key, stream: Stream, lines: int) -> AsyncIterator[bytes]:
+        """The last lines, then what is appended, as it comes, until the caller stops asking."""
+
+
+class Host(Protocol):
+    """Figures of this machine."""
+
+    @property
+    def boot(self) -> str:
+        """The kernel's id of this boot."""
+
+    @property
+    def cpus(self) -> int: ...
+
+    def load(self) -> Mapping[str, float]:
+        """load_per_core, memory_available and memory_total (bytes), disk_free (share of the state's disk, 0 to 1)."""
+
+    def account(self, user: str | None) -> tuple[str, str]:
+        """Home folder and name of an account, None for the daemon's own; SpawnFailed when there is no such account."""
+
+    def usage(self, identity: Identity) -> Mapping[str, float] | None:
+        """rss (bytes), cpu_seconds, processes, threads, open_files of a process and its children; None when gone."""
+
+
+class Channel(Protocol):
+    """The local line to the agents inside Celery workers, by the pid of their main process."""
+
+    def listen(self, on_message: Callable[[int, Heartbeat], None], on_close: Callable[[int], None]) -> None:
+        """Begins, once. on_close: an agent went away, or was sent away for what it sent; it usually returns."""
+
+    def close(self) -> None:
+        """Ends every line without a call of on_close; the workers go on and look for the next daemon."""
+
+    def admit(self, pid: int) -> None:
+        """Lets this main process speak; everything else that connects is turned away."""
+
+    def dismiss(self, pid: int) -> None:
+        """Takes that back and ends its line without a call of on_close; nothing when it was never admitted."""
+
+    async def ask(self, pid: int, message: Mapping[str, Any], timeout: float) -> Any:
+        """Sends a command of branchd.wire.agent and waits for its answer, a JSON value.
+
+        NoChannel when there is none in time, Refused when it says no.
+        """
+
+    def connected(self, pid: int) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start of one instance: all that a driver needs to know to plan it."""
+
+    key: Key
+    spec: Spec
+    queues: tuple[QueueDeclaration, ...] | None  #: the spec's, as declared; None: the application's own
+    node_name: str  #: for drivers whose program wants a name of its own in its cluster
+    home: str  #: home folder of the account that it runs as
+    account: str  #: that account's name
+
+
+class Monitor(Protocol):
+    """What a driver makes of one process, from its start or adoption to its end. Decides only; times since boot."""
+
+    #: call tick() every branchd.core.health.PERIOD seconds
+    ticks: bool
+
+    def began(self, now: float) -> Sequence[Finding]: ...
+
+    def heard(self, report: Heartbeat, now: float) -> Sequence[Finding]: ...
+
+    def hung_up(self, now: float) -> None:
+        """Its line was closed, by whatever."""
+
+    def tick(self, now: float, cpu_seconds: Callable[[], float | None]) -> Sequence[Finding]: ...
+
+    def forget(self, now: float) -> None:
+        """The daemon itself was paused: what was observed before says nothing about the process."""
+
+    def wants(self, work: Work, stall_limit: float) -> Sequence[Finding]:
+        """What is wanted of it changed."""
+
+    def told(self, command: Mapping[str, Any], refusal: str | None) -> None:
+        """It answered a command: done, or why not."""
+
+    def conditions(self) -> Sequence[ConditionView]: ...
+
+
+class Driver(Protocol):
+    """What one kind of instance needs."""
+
+    def launch(self, start: Start) -> Launch: ...
+
+    def stop_plan(self, spec: Spec) -> tuple[StopStep, ...]: ...
+
+    def work(self, spec: Spec, queues: tuple[QueueDeclaration, ...] | None) -> Work: ...
+
+    def monitor(self, spec: Spec, work: Work) -> Monitor: ...
+
+
+class Store(Protocol):
+    """What must survive kill -9 and a power cut."""
+
+    def load(self) -> Snapshot:
+        """Everything, once, before the loop serves; Fatal where the store is broken or from a newer version."""
+
+    async def write(self, *changes: Change) -> None:
+        """Commits all of them or none, and returns when that is durable; StorageFailed.
+
+        Concurrent writes share a commit.
+        """
+
+    async def events(self, after: int, limit: int) -> Sequence[EventRecord]:
+        """The next events with an id above `after`, oldest first."""
+
+    async def first_event(self) -> int:
+        """The lowest id that is still kept, 0 when none is."""

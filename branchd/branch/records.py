@@ -1,0 +1,145 @@
+"""What the store keeps, as values; one class a table. adapters/store.py maps them, branch/ holds them in memory.
+
+Times named `*_at` are seconds since 1970 (for people); others are seconds since boot (for the automaton).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from branchd.core.lifecycle import Machine
+from branchd.core.values import Exit, Identity, Key, QueueDeclaration
+
+Raw = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AppRecord:
+    name: str
+    spec: Raw  #: as given; secrets in the clear, which is why the state folder is 0700
+    generation: int = 1
+    created_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRecord:
+    app: str
+    queue: QueueDeclaration
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    key: Key
+    spec: Raw
+    generation: int = 1
+    created_at: float = 0.0
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """The automaton of an instance and its process, as last committed."""
+
+    key: Key
+    machine: Machine
+    boot: str  #: of which boot the machine's times are
+    nonce: str = ""  #: mark of the process that is being started or runs; an intent while `identity` is None
+    intent: float = 0.0  #: when the nonce was drawn, seconds since boot
+    identity: Identity | None = None
+    started_at: float | None = None
+    observed_generation: int = 0
+    launched: str = ""  #: digest of what of the spec it was started with
+    last_exit: Exit | None = None
+    last_exit_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    id: str
+    name: str
+    digest: str  #: SHA-256 of the token, hexadecimal; tokens are 256 random bits, so no salt and no stretching
+    scope: str
+    created_at: float
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    id: int
+    at: float
+    type: str  #: such as "instance.state"
+    app: str | None = None
+    instance: str | None = None
+    data: Raw = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyRecord:
+    """What a request with an Idempotency-Key was answered."""
+
+    principal: str
+    key: str
+    digest: str  #: of the request; another request under the same key is refused
+    at: float
+    app: str
+    instance: str
+
+
+Record = AppRecord | QueueRecord | InstanceRecord | RunRecord | TokenRecord | EventRecord | ReplyRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Insert, or replace what has the same key."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveApp:
+    """With its queues."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveQueue:
+    app: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveInstance:
+    """With its run."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveToken:
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Forget replies older than `replies_before` (seconds since 1970) and all but the newest `events` events."""
+
+    replies_before: float
+    events: int
+
+
+Change = Put | RemoveApp | RemoveQueue | RemoveInstance | RemoveToken | Expire
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything at start, each list in the order of its keys. Events stay in the store."""
+
+    branch_id: str
+    apps: tuple[AppRecord, ...]
+    queues: tuple[QueueRecord, ...]
+    instances: tuple[InstanceRecord, ...]
+    runs: tuple[RunRecord, ...]
+    tokens: tuple[TokenRecord, ...]
+    replies: tuple[ReplyRecord, ...]
+    last_event: int  #: highest id ever given, 0 for none

@@ -1,0 +1,437 @@
+"""One instance: its mailbox, its automaton, its process.
+
+The single writer of all of that: events are handled one after the other, and no other instance ever waits for it. What
+to do is decided in core/lifecycle.py, and by the driver's monitor; here it is done. No task and no timer exist while
+nothing is to be done.
+"""
+
+import asyncio
+import hashlib
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from branchd.branch.journal import Journal
+from branchd.branch.ports import Driver, Monitor, Process, Start
+from branchd.branch.records import InstanceRecord, Put, RunRecord
+from branchd.branch.view import render
+from branchd.branch.watch import Watch
+from branchd.branch.world import World
+from branchd.core.errors import NoChannel, Refused, SpawnFailed, StorageFailed, Unavailable
+from branchd.core.findings import Finding, Ready, Restart, Tell, Unhealthy
+from branchd.core.lifecycle import Effect, Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol, step
+from branchd.core.reconcile import Work
+from branchd.core.spec import Spec, Stderr, Wanted, launched_with, size_in_bytes
+from branchd.core.values import Exit, Identity, Key, QueueDeclaration, Stream, signal_number
+from branchd.wire import json
+from branchd.wire.agent import Heartbeat
+from branchd.wire.decode import encode
+from branchd.wire.resources import ConditionView, Instance
+
+log = structlog.get_logger(__name__)
+
+#: seconds within which a worker answers a correction; it is sent again with a later heartbeat
+TELL_TIMEOUT = 10.0
+
+#: lines of the standard error that are kept with an instance's end
+LAST_WORDS = 50
+
+
+class Supervisor:
+    def __init__(
+        self,
+        world: World,
+        journal: Journal,
+        watch: Watch,
+        branch: str,
+        node_name: str,
+        record: InstanceRecord,
+        spec: Spec,
+        queues: tuple[QueueDeclaration, ...] | None,
+        run: RunRecord | None,
+        on_settled: Callable[["Supervisor"], None],
+    ) -> None:
+        """`on_settled` is called after each change that leaves the instance without a process."""
+        self._world = world
+        self._journal = journal
+        self._watch = watch
+        self._branch = branch
+        self._node_name = node_name
+        self._on_settled = on_settled
+        self.record = record
+        self.spec = spec
+        self._queues = queues
+        self.run = run or RunRecord(record.key, Machine(), world.host.boot)
+        self._process: Process | None = None
+        self._monitor: Monitor | None = None
+        self.report: Heartbeat | None = None  #: what the Celery agent said last
+        #: Why this supervisor itself cannot go on; shown as FATAL. Cleared by the next start.
+        self._broken = ""
+        self._unsaved = False
+        self._mailbox: deque[Event] = deque()
+        self._busy = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._conditions: tuple[ConditionView, ...] = ()
+        self._view: Instance | None = None
+        self._changed = asyncio.Event()
+        self._reported = asyncio.Event()
+
+    @property
+    def key(self) -> Key:
+        return self.record.key
+
+    @property
+    def machine(self) -> Machine:
+        return self.run.machine
+
+    @property
+    def process(self) -> Process | None:
+        return self._process
+
+    @property
+    def state(self) -> State:
+        return State.FATAL if self._broken else self.machine.state
+
+    @property
+    def ready(self) -> bool:
+        return self.state is State.RUNNING
+
+    @property
+    def settled(self) -> bool:
+        """No process, and none on its way."""
+        idle = self.machine.state in (State.STOPPED, State.EXITED, State.FATAL) and not self.machine.alive
+        return idle and not self._busy
+
+    @property
+    def _driver(self) -> Driver:
+        return self._world.drivers[self.spec.kind]
+
+    # What others may do
+
+    def post(self, event: Event) -> None:
+        self._mailbox.append(event)
+        if not self._busy:
+            self._busy = True
+            self._spawn_task(self._drain())
+
+    def want(self, wanted: Wanted) -> None:
+        self.post(Event(Symbol.UP if wanted is Wanted.UP else Symbol.DOWN))
+
+    def signal(self, number: int) -> bool:
+        """To the main process; False when there is none."""
+        if self._process is None:
+            return False
+        self._process.signal(number)
+        return True
+
+    def redefine(self, record: InstanceRecord, spec: Spec, queues: tuple[QueueDeclaration, ...] | None) -> None:
+        """The spec, its app's or a queue's declaration changed, and the change is committed."""
+        before = self.spec
+        self.record, self.spec, self._queues = record, spec, queues
+        self._touch()
+        if self._process is not None:
+            self._rotate()
+            if self._monitor is not None:
+                self._act(self._monitor.wants(self.work, spec.task_stall_limit))
+        if spec.wanted is not before.wanted:
+            self.want(spec.wanted)
+        if launched_with(spec) != launched_with(before):
+            self.post(Event(Symbol.SPEC_CHANGED))
+
+    async def ask(self, command: Mapping[str, Any], timeout: float) -> Any:
+        """Asks the worker's agent. NoChannel, Refused."""
+        if self._process is None:
+            raise NoChannel(f"{self.key} does not run")
+        return await self._world.channel.ask(self._process.identity.pid, command, timeout)
+
+    async def changed(self) -> None:
+        """Returns after the next change of what view() shows, or the end of the instance."""
+        await self._changed.wait()
+
+    async def reported(self) -> None:
+        """Returns after the next report of the worker, or its end."""
+        await self._reported.wait()
+
+    def gone(self) -> None:
+        """It was deleted."""
+        self._touch()
+
+    @property
+    def work(self) -> Work:
+        return self._driver.work(self.spec, self._queues)
+
+    def view(self) -> Instance:
+        """The same object while nothing changed."""
+        if self._view is None:
+            self._view = render(
+                self.record, self.spec, self.run, self._branch, self.state, self._broken, self._conditions,
+                current=self._process is None or self.run.launched == self._digest(),
+                boot_at=self._world.wall() - self._world.clock(),
+            )  # fmt: skip
+        return self._view
+
+    # A process that an earlier daemon left
+
+    @property
+    def lost(self) -> tuple[str, float] | None:
+        """Nonce and time of a spawn of this boot whose process is not on record."""
+        run = self.run
+        pending = run.nonce and run.identity is None and run.machine.state in (State.STARTING, State.STOPPING)
+        return (run.nonce, run.intent) if pending and run.boot == self._world.host.boot else None
+
+    def resume(self, found: Identity | None, ambiguous: bool) -> None:
+        """Once, at the daemon's start: adopts what runs, and goes on from there. `found`: where it was lost."""
+        run, machine = self.run, self.machine
+        if run.boot != self._world.host.boot:
+            # Another boot: nothing of what ran then exists, and no time of then means anything.
+            self.run = RunRecord(self.key, Machine(run=machine.run), self._world.host.boot, last_exit=run.last_exit,
+                                 last_exit_at=run.last_exit_at)  # fmt: skip
+        elif ambiguous:
+            self._broken = (
+                "several processes carry the mark of a start that the last daemon did not finish; "
+                "end those that should not be, then start this instance"
+            )
+            log.error("ambiguous adoption", instance=str(self.key))
+            return
+        elif machine.alive or self.lost:
+            identity = run.identity or found
+            on_exit = self._exit_of(machine.run)
+            process = self._world.processes.adopt(self.key, run.nonce, identity, on_exit) if identity else None
+            if process is not None:
+                self._took(process)
+                self.post(Event(Symbol.ADOPTED))
+            elif machine.alive:
+                self.post(Event(Symbol.EXITED, machine.run))
+            else:
+                self.post(Event(Symbol.SPAWN_FAILED, reason="the daemon ended while it was being started", ours=True))
+        self._arm()
+        if self.record.deleting:
+            self.want(Wanted.DOWN)
+        elif self.spec.wanted is not self.machine.wanted:
+            self.want(self.spec.wanted)
+
+    # The mailbox
+
+    async def _drain(self) -> None:
+        try:
+            while self._mailbox:
+                await self._handle(self._mailbox.popleft())
+        except Exception as error:
+            # A bug of ours must not reach other instances, nor start anything twice.
+            log.exception("supervisor failed", instance=str(self.key))
+            self._mailbox.clear()
+            self._broken = f"internal error: {type(error).__name__}: {error}; start it to try again"
+            self._touch()
+        finally:
+            self._busy = False
+        if self.settled:
+            self._on_settled(self)
+
+    async def _handle(self, event: Event) -> None:
+        if self._broken and event.symbol in (Symbol.UP, Symbol.RESTART):
+            self._broken = ""
+        before = self.machine
+        policy = Policy(self.spec.restart, self._driver.stop_plan(self.spec))
+        machine, effects = step(before, event, self._world.clock(), policy, self._world.chance())
+        self.run = replace(self.run, machine=machine)
+        if before.alive and not machine.alive:
+            self._ended(event.exit)
+        intent = any(isinstance(effect, Spawn) for effect in effects)
+        if intent:
+            self.run = replace(
+                self.run, nonce=secrets.token_hex(16), intent=self._world.clock(), identity=None, started_at=None
+            )
+        if machine != before or intent:
+            self._unsaved = True
+            self._touch()
+        moved = machine.state is not before.state or intent
+        # What changes no state waits for the next event's commit, where there is one.
+        if self._unsaved and (moved or not self._mailbox) and not await self._save(before) and intent:
+            failed = Event(Symbol.SPAWN_FAILED, reason="the store takes nothing; its disk may be full", ours=True)
+            self._mailbox.appendleft(failed)
+            return
+        for effect in effects:
+            self._carry_out(effect)
+        self._arm()
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Spawn():
+                # Its answer comes before whatever waits in the mailbox.
+                self._mailbox.appendleft(self._spawn())
+            case Signal(name):
+                if self._process is not None:
+                    self._process.signal(signal_number(name))
+            case Kill():
+                if self._process is not None:
+                    self._process.kill_tree()
+
+    def _spawn(self) -> Event:
+        world, run = self._world, self.machine.run
+        try:
+            home, account = world.host.account(self.spec.user)
+            start = Start(self.key, self.spec, self._queues, self._node_name, home, account)
+            launch = self._driver.launch(start)
+            with world.logs.open(self.key, self.spec.logs.stderr is Stderr.JOIN) as (stdout, stderr):
+                process = world.processes.spawn(self.key, self.run.nonce, launch, stdout, stderr, self._exit_of(run))
+        except SpawnFailed as failure:
+            reason = ": ".join(filter(None, (failure.detail, failure.hint)))
+            return Event(Symbol.SPAWN_FAILED, run, reason=reason, ours=failure.ours)
+        self.run = replace(
+            self.run,
+            started_at=world.wall(),
+            observed_generation=self.record.generation,
+            launched=self._digest(),
+        )
+        self._took(process)
+        return Event(Symbol.SPAWNED, run)
+
+    def _took(self, process: Process) -> None:
+        self._process = process
+        self.run = replace(self.run, identity=process.identity)
+        self._monitor = self._driver.monitor(self.spec, self.work)
+        self._rotate()
+        now = self._world.clock()
+        if self._monitor.ticks:
+            self._world.channel.admit(process.identity.pid)
+            self._watch.add(self)
+        self._act(self._monitor.began(now))
+
+    def _rotate(self) -> None:
+        logs = self.spec.logs
+        self._world.logs.watch(self.key, size_in_bytes(logs.rotate_at), logs.keep)
+
+    def _exit_of(self, run: int) -> Callable[[Exit], None]:
+        return lambda exit: self.post(Event(Symbol.EXITED, run, exit))
+
+    def _ended(self, exit: Exit) -> None:
+        """The process is gone; nothing of its tree may outlive it, or the next one would not be alone."""
+        if self._process is not None:
+            self._world.channel.dismiss(self._process.identity.pid)
+        self._world.processes.sweep(self.key, self.run.nonce)
+        self._world.logs.forget(self.key)
+        self._watch.discard(self)
+        self._process = self._monitor = self.report = None
+        self._conditions = ()
+        self._tell_reported()
+        self.run = replace(self.run, identity=None, last_exit=exit, last_exit_at=self._world.wall())
+
+    async def _save(self, before: Machine) -> bool:
+        """Commits the run, with an event where the state changed. False when the store took nothing."""
+        machine = self.machine
+        events = []
+        if machine.state is not before.state or machine.run != before.run:
+            data: dict[str, Any] = {"from": before.state.value, "to": machine.state.value, "reason": machine.reason,
+                    "pid": self._process.identity.pid if self._process else None}  # fmt: skip
+            if before.alive and not machine.alive:
+                data["exit"] = str(self.run.last_exit)
+            if machine.state in (State.BACKOFF, State.EXITED, State.FATAL):
+                data["last_words"] = await self._last_words()
+            if before.state is not State.STOPPING and machine.state is State.STOPPING and self.report is not None:
+                data["tasks_in_flight"] = list(self.report.tasks)
+            events = [("instance.state", self.key.app, self.key.name, data)]
+        try:
+            await self._journal.commit(Put(self.run), events=events, regardless=True)
+        except StorageFailed as failure:
+            log.error("not saved", instance=str(self.key), reason=failure.detail)
+            return False
+        self._unsaved = False
+        return True
+
+    async def _last_words(self) -> list[str]:
+        stream = Stream.STDOUT if self.spec.logs.stderr is Stderr.JOIN else Stream.STDERR
+        try:
+            text = await self._world.logs.tail(self.key, stream, LAST_WORDS)
+        except Unavailable as error:
+            return [f"[branchd: {error}]"]
+        return text.decode(errors="replace").splitlines()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.machine.deadline is not None:
+            delay = max(0.0, self.machine.deadline - self._world.clock())
+            # A little late, so that a timer never comes before its time by the difference of two clocks.
+            self._timer = asyncio.get_running_loop().call_later(delay + 0.001, self.post, Event(Symbol.TIMER))
+
+    # The driver's monitor
+
+    def heard(self, report: Heartbeat) -> None:
+        if self._monitor is not None:
+            self.report = report
+            self._tell_reported()
+            self._act(self._monitor.heard(report, self._world.clock()))
+
+    def hung_up(self) -> None:
+        if self._monitor is not None:
+            self.report = None
+            self._tell_reported()
+            self._monitor.hung_up(self._world.clock())
+            self._touch_conditions()
+
+    def tick(self, now: float) -> None:
+        if self._monitor is not None and self._process is not None:
+            self._act(self._monitor.tick(now, self._process.cpu_seconds))
+
+    def forget(self, now: float) -> None:
+        if self._monitor is not None:
+            self._monitor.forget(now)
+
+    def _act(self, findings: Sequence[Finding]) -> None:
+        run = self.machine.run
+        for finding in findings:
+            match finding:
+                case Ready():
+                    self.post(Event(Symbol.READY, run))
+                case Unhealthy(reason):
+                    self.post(Event(Symbol.UNHEALTHY, run, reason=reason))
+                case Restart(reason):
+                    log.warning("restarting", instance=str(self.key), reason=reason)
+                    self.post(Event(Symbol.RESTART))
+                case Tell(command):
+                    self._spawn_task(self._tell(command))
+        self._touch_conditions()
+
+    async def _tell(self, command: Mapping[str, Any]) -> None:
+        monitor, refusal = self._monitor, None
+        try:
+            await self.ask(command, TELL_TIMEOUT)
+        except NoChannel:
+            return
+        except Refused as words:
+            refusal = words.detail
+        if monitor is not None and monitor is self._monitor:
+            monitor.told(command, refusal)
+            self._touch_conditions()
+
+    # Small things
+
+    def _touch_conditions(self) -> None:
+        """Reports come every two seconds and seldom say something new."""
+        conditions = tuple(self._monitor.conditions()) if self._monitor is not None else ()
+        if conditions != self._conditions:
+            self._conditions = conditions
+            self._touch()
+
+    def _tell_reported(self) -> None:
+        self._reported.set()
+        self._reported = asyncio.Event()
+
+    def _touch(self) -> None:
+        self._view = None
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _digest(self) -> str:
+        return hashlib.sha256(json.dumps(encode(launched_with(self.spec)))).hexdigest()
+
+    def _spawn_task(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,102 @@
+"""What the API shows of the daemon's records: records and states in, resources out."""
+
+from collections.abc import Sequence
+from signal import Signals
+
+from branchd.branch.records import AppRecord, InstanceRecord, QueueRecord, RunRecord
+from branchd.core.lifecycle import State
+from branchd.core.merge import hide
+from branchd.core.spec import Spec
+from branchd.core.values import Truth
+from branchd.wire.resources import (
+    App,
+    ConditionType,
+    ConditionView,
+    Instance,
+    LastExit,
+    Placement,
+    Queue,
+    Status,
+    timestamp,
+)
+from branchd.wire.spec import shown
+
+
+def render(
+    record: InstanceRecord,
+    spec: Spec,
+    run: RunRecord,
+    branch: str,
+    state: State,
+    broken: str,
+    reported: Sequence[ConditionView],
+    *,
+    current: bool,
+    boot_at: float,
+) -> Instance:
+    """`reported` is what the driver's monitor says; `boot_at` is when the machine booted, seconds since 1970."""
+    machine = run.machine
+    up = machine.alive
+    conditions = [ConditionView(ConditionType.PROCESS_UP, _truth(up), "" if up else machine.reason)]
+    if not any(condition.type is ConditionType.READY for condition in reported):
+        conditions.append(ConditionView(ConditionType.READY, _truth(state is State.RUNNING)))
+    conditions += reported
+    conditions.append(
+        ConditionView(
+            ConditionType.CONFIG_CURRENT, _truth(current), "" if current else "restart it to take up its spec"
+        )
+    )
+    deadline = machine.deadline if state is State.BACKOFF else None
+    return Instance(
+        app=record.key.app,
+        name=record.key.name,
+        branch=branch,
+        placement=Placement.PINNED,
+        kind=spec.kind,
+        generation=record.generation,
+        created_at=timestamp(record.created_at),
+        spec=hide(record.spec),
+        effective=shown(spec),
+        status=Status(
+            state=state,
+            wanted=spec.wanted,
+            reason=broken or machine.reason,
+            pid=run.identity.pid if up and run.identity else None,
+            started_at=timestamp(run.started_at) if up and run.started_at is not None else None,
+            restarts=machine.restarts,
+            next_try_at=timestamp(boot_at + deadline) if deadline is not None else None,
+            last_exit=_last_exit(run),
+            observed_generation=record.generation if current else run.observed_generation,
+            deleting=record.deleting,
+            conditions=tuple(conditions),
+        ),
+    )
+
+
+def _truth(value: bool) -> Truth:
+    return Truth.TRUE if value else Truth.FALSE
+
+
+def _last_exit(run: RunRecord) -> LastExit | None:
+    if run.last_exit is None or run.last_exit_at is None:
+        return None
+    number = run.last_exit.signal
+    known = {signal.value: signal.name for signal in Signals}
+    name = None if number is None else known.get(number, str(number))
+    return LastExit(run.last_exit.code, name, timestamp(run.last_exit_at))
+
+
+def render_app(record: AppRecord, instances: int) -> App:
+    return App(record.name, record.generation, timestamp(record.created_at), hide(record.spec), instances)
+
+
+def render_queue(record: QueueRecord) -> Queue:
+    queue = record.queue
+    return Queue(
+        app=record.app,
+        name=queue.name,
+        exchange=queue.name if queue.exchange is None else queue.exchange,
+        exchange_type=queue.exchange_type,
+        routing_key=queue.name if queue.routing_key is None else queue.routing_key,
+        options=queue.options,
+    )

@@ -1,0 +1,32 @@
+"""What every part of the daemon is given: the ports, the clocks and chance. Put together once, by the cli room."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from branchd.branch.ports import Channel, Driver, Host, LogFiles, Processes, Store
+from branchd.core.spec import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    processes: Processes
+    logs: LogFiles
+    store: Store
+    channel: Channel
+    host: Host
+    drivers: Mapping[Kind, Driver]
+    clock: Callable[[], float]  #: seconds since boot, the same for every process of the machine
+    wall: Callable[[], float]  #: seconds since 1970
+    chance: Callable[[], float]  #: uniform in [0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """What the branch's own configuration says about its instances."""
+
+    name: str  #: of the branch
+    labels: Mapping[str, str]
+    slots: int | None  #: None: by the number of CPUs
+    node_name: str  #: template with {app}, {name}, {branch}
+    default_user: str | None
+    allow_users: tuple[str, ...] | None  #: None: no list, every account

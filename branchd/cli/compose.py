@@ -1,0 +1,172 @@
+"""The composition root: the one place where adapters, drivers, the branch and its API are put together and run."""
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import structlog
+
+import branchd.agent
+from branchd import __version__
+from branchd.adapters.cgroup import CgroupRoot
+from branchd.adapters.channel import AgentChannel
+from branchd.adapters.host import LocalHost
+from branchd.adapters.logs import FileLogs
+from branchd.adapters.process import LinuxProcesses
+from branchd.adapters.state import StateFolder
+from branchd.adapters.store import SqliteStore
+from branchd.adapters.systemd import Notifier
+from branchd.api.server import Server
+from branchd.api.settings import HttpSettings
+from branchd.branch.service import Service
+from branchd.branch.world import Policies, World
+from branchd.cli.config import Config
+from branchd.cli.logging import configure_logging
+from branchd.core.errors import Fatal
+from branchd.core.spec import Kind
+from branchd.drivers.celery import CeleryDriver
+from branchd.drivers.command import CommandDriver
+
+log = structlog.get_logger("branchd")
+
+#: the socket that agents in workers connect to, in the run folder
+AGENT_SOCKET = "agent.sock"
+
+
+def run(config: Config) -> int:
+    """Runs the daemon until it is told to stop; the exit code. Fatal where it cannot start."""
+    configure_logging(config.branch.log_level)
+    notifier = Notifier(os.environ)
+    state = StateFolder(config.branch.state)
+    state.acquire()
+    try:
+        with asyncio.Runner() as runner:
+            return runner.run(_serve(config, state, notifier))
+    finally:
+        state.release()
+
+
+async def _serve(config: Config, state: StateFolder, notifier: Notifier) -> int:
+    async with AsyncExitStack() as stack:
+        store = SqliteStore(config.branch.state)
+        snapshot = store.load()
+        stack.callback(store.close)
+        run_folder = _folder(config.branch.run)
+        processes = LinuxProcesses(snapshot.branch_id, CgroupRoot.discover(snapshot.branch_id))
+        stack.callback(processes.close)
+        logs = FileLogs(_folder(config.branch.logs))
+        stack.callback(logs.close)
+        channel = AgentChannel(run_folder / AGENT_SOCKET)
+        stack.callback(channel.close)
+        host = LocalHost(config.branch.state)
+        agent = str(Path(branchd.agent.__file__).parent)
+        world = World(
+            processes=processes,
+            logs=logs,
+            store=store,
+            channel=channel,
+            host=host,
+            drivers={
+                Kind.CELERY: CeleryDriver(agent, str(run_folder / AGENT_SOCKET), sys.executable, host.cpus),
+                Kind.COMMAND: CommandDriver(),
+            },
+            clock=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+            wall=time.time,
+            chance=random.random,
+        )
+        policies = Policies(
+            name=config.branch.name,
+            labels=config.branch.labels,
+            slots=config.branch.slots,
+            node_name=config.branch.node_name,
+            default_user=config.auth.default_user,
+            allow_users=config.auth.allow_users,
+        )
+        service = Service(world, policies, snapshot, state.admin_token(), __version__)
+        stack.callback(service.close)
+        server = Server(service, _http(config))
+        await server.start()
+        stack.push_async_callback(server.stop)
+        service.addresses = tuple(server.addresses)
+
+        stopping = asyncio.Event()
+        _on_signals(service, stopping)
+        await service.begin()
+        _warn(config)
+        log.info("ready", branch=service.name, listening=list(server.addresses), version=__version__)
+        notifier.ready()
+        notifier.status(f"branch {service.name}, {len(service.instances())} instances")
+        watchdog = _watchdog(notifier)
+        await stopping.wait()
+
+        log.info("stopping", instances=len(service.instances()))
+        notifier.stopping()
+        await service.end()
+        watchdog()
+        log.info("stopped")
+        return 0
+
+
+def _on_signals(service: Service, stopping: asyncio.Event) -> None:
+    """The first TERM or INT runs the stop plans; a second INT kills what still runs."""
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        if stopping.is_set() and number == signal.SIGINT:
+            log.warning("killing what still runs")
+            service.kill()
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    # A terminal that closes is no reason to stop anything.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _watchdog(notifier: Notifier) -> Callable[[], None]:
+    """Tells the service manager from the loop itself that the loop turns; returns what ends that."""
+    interval = notifier.watchdog_interval
+    if interval is None:
+        return lambda: None
+    loop = asyncio.get_running_loop()
+    handle: list[asyncio.TimerHandle] = []
+
+    def beat() -> None:
+        notifier.watchdog()
+        handle[:] = [loop.call_later(interval, beat)]
+
+    beat()
+    return lambda: handle[0].cancel()
+
+
+def _folder(path: Path) -> Path:
+    """Passable for all, for workers of other users reach the agent's socket in it. Fatal."""
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Fatal(f"cannot make the folder {path}: {error.strerror}", "choose another, or make it yourself") from error
+    return path
+
+
+def _http(config: Config) -> HttpSettings:
+    http = config.http
+    return HttpSettings(
+        listen=http.listen,
+        tls_certificate=str(http.tls_certificate) if http.tls_certificate else None,
+        tls_key=str(http.tls_key) if http.tls_key else None,
+        allowed_hosts=http.allowed_hosts,
+        insecure=http.insecure,
+        body_limit=http.body_limit,
+        socket_group=config.auth.socket_group,
+    )
+
+
+def _warn(config: Config) -> None:
+    if os.geteuid() == 0 and config.auth.default_user is None and config.auth.allow_users is None:
+        log.warning("instances that name no user run as root", cure="set [auth] default_user and allow_users")

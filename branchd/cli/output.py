@@ -1,0 +1,129 @@
+"""How objects are shown: aligned lines for people, JSON for programs.
+
+On a terminal there are colours and frames; elsewhere lines stay as they are from version to version. Whatever another
+person wrote is made harmless first. What the columns of a command are stands beside the command.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from branchd.client.client import Object
+
+FORMATS = ("table", "wide", "json", "jsonl", "yaml", "name")
+
+#: colour of a state's word
+_COLOURS = {
+    "RUNNING": "green",
+    "STARTING": "cyan",
+    "STOPPING": "yellow",
+    "BACKOFF": "yellow",
+    "FATAL": "red bold",
+    "up": "green",
+}
+
+#: what stands where there is nothing
+_NOTHING = "-"
+
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+#: words that a YAML reader may take for something else than text
+_YAML_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    title: str
+    text: Callable[[Object], Any]
+    wide: bool = False  #: only in the wide table
+
+
+def neutral(text: str, keep: str = "") -> str:
+    """Without control characters and what else could move, hide or recolour text: those are shown by their number."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in keep else _escape(one) for one in text)
+
+
+def _escape(one: str) -> str:
+    return f"\\x{ord(one):02x}" if ord(one) < 0x100 else f"\\u{ord(one):04x}"
+
+
+def show(form: str, document: Object, columns: Sequence[Column], name: Callable[[Object], str]) -> None:
+    """A list as the API gives it ({items, ...}), or one object."""
+    items = document["items"] if "items" in document else [document]
+    match form:
+        case "json":
+            click.echo(as_json(document, indent=2))
+        case "jsonl":
+            for item in items:
+                click.echo(as_json(item))
+        case "yaml":
+            click.echo("\n".join(_yaml(document)))
+        case "name":
+            for item in items:
+                click.echo(neutral(name(item)))
+        case _:
+            chosen = [column for column in columns if form == "wide" or not column.wide]
+            _table([column.title for column in chosen], [[_cell(column.text(item)) for column in chosen] for item in items])
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON in which nothing but line ends is not printable, so that a terminal takes no harm; equal as JSON."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
+
+
+def _cell(value: Any) -> str:
+    return _NOTHING if value in (None, "") else neutral(str(value))
+
+
+def _table(titles: list[str], rows: list[list[str]]) -> None:
+    if not rows:
+        return
+    if sys.stdout.isatty():
+        _terminal_table(titles, rows)
+        return
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in [titles, *rows]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _terminal_table(titles: list[str], rows: list[list[str]]) -> None:
+    # here because it takes 50 ms to import, which a pipe need not pay
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*titles, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
+    Console().print(table)
+
+
+def _yaml(value: Any) -> list[str]:
+    """Blocks for what nests and JSON, which YAML includes, for the rest."""
+    if isinstance(value, dict) and value:
+        return [line for key, content in value.items() for line in _under(f"{_key(key)}:", content)]
+    if isinstance(value, list) and value:
+        lines = []
+        for item in value:
+            first, *rest = _yaml(item)
+            lines += [f"- {first}", *(f"  {line}" for line in rest)]
+        return lines
+    return [as_json(value)]
+
+
+def _under(head: str, content: Any) -> list[str]:
+    lines = _yaml(content)
+    return [head, *(f"  {line}" for line in lines)] if content and isinstance(content, dict | list) else [f"{head} {lines[0]}"]
+
+
+def _key(key: str) -> str:
+    return key if _PLAIN_KEY.fullmatch(key) and key.lower() not in _YAML_WORDS else as_json(key)

@@ -1,0 +1,118 @@
+"""What a command of branchctl works with: which daemon, with which token; and how what went wrong is told.
+
+Which daemon is decided when a command first asks, so that `--help` needs none.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from branchd.cli import places
+from branchd.cli.exits import Exit, code
+from branchd.cli.output import neutral
+from branchd.client import ApiProblem, BranchdClient, Unreachable
+from branchd.core.errors import BranchdError, Invalid
+
+T = TypeVar("T")
+
+_TOKEN_HINT = (
+    "give a token: --token-file FILE, or the variable BRANCHD_TOKEN; the daemon wrote its first one to STATE/admin.token"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    url: str | None  #: as given
+    run: Path | None  #: as given
+    token: str | None
+    environment: Mapping[str, str]
+
+    def client(self) -> BranchdClient:
+        """Unreachable where none is found; a daemon that was named is never replaced by another one."""
+        try:
+            return BranchdClient(self.url or self._found(), self.token)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+
+    def _found(self) -> str:
+        root = os.geteuid() == 0
+        folder = self.run or places.run(self.environment, root, places.state(self.environment, root))
+        path = (folder / places.SOCKET).absolute()
+        if self.run is not None or _listens(path):
+            return f"unix:{path}"
+        return f"http://{places.ADDRESS}"
+
+
+def _listens(path: Path) -> bool:
+    """Also True where it cannot be opened: then that is what must be told."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+    return True
+
+
+def read_token(file: Path | None, environment: Mapping[str, str]) -> str | None:
+    if file is None:
+        return environment.get("BRANCHD_TOKEN") or None
+    try:
+        token = file.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{file}: {getattr(error, 'strerror', None) or 'is not a token'}") from None
+    if not token or not token.isprintable():
+        raise click.UsageError(f"{file}: is not a token")
+    return token
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs it to its end; Ctrl-C ends it without words, for that is how a follower ends."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+
+
+def explain(error: BranchdError, what: str = "", token: bool = True) -> None:
+    """Tells on stderr what went wrong, every fault, and what to do. `token`: whether one was sent."""
+    prefix = f"{neutral(what)}: " if what else ""
+    lines = [f"{prefix}{neutral(error.detail)}"]
+    match error:
+        case ApiProblem(errors=faults) | Invalid(faults=faults):
+            for fault in faults:
+                hint = f" ({fault.hint})" if fault.hint else ""
+                lines.append("  " + neutral(f"{fault.pointer or 'all of it'}: {fault.detail}{hint}"))
+        case _:
+            pass
+    if isinstance(error, ApiProblem) and error.status == 401 and not token:
+        lines.append(f"  {_TOKEN_HINT}")
+    if isinstance(error, Unreachable):
+        lines.append(
+            "  you must be root, the daemon's user or in its group; or use its address and a token"
+            if error.denied
+            else "  start it with `branchd run`, or say where it is: --url, --run or the variable BRANCHD_URL"
+        )
+    if error.hint:
+        lines.append(f"  {neutral(error.hint)}")
+    for line in lines:
+        click.echo(line, err=True)
+
+
+class EdgeGroup(click.Group):
+    """Where errors become words and an exit code; nowhere else in branchctl."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BranchdError as error:
+            explain(error, token=context.find_object(Session) is None or context.obj.token is not None)
+            context.exit(code(error))

@@ -1,0 +1,148 @@
+"""Where the daemon's settings come from: files, variables, flags; laid over each other, each value with its origin.
+
+What the keys mean, and what makes a value wrong, stands in config.py.
+"""
+
+import datetime
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from branchd.core.errors import Fault
+
+#: section -> key -> value, as TOML gives it
+Table = dict[str, dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Settings:
+    """What was said so far; a later layer beats an earlier one key by key."""
+
+    #: the keys that each section has, with how to read one from the text of a variable
+    keys: Mapping[str, Mapping[str, Callable[[str], Any]]]
+    #: keys whose value is a path: a relative one starts at the folder of its file, or where the command was called
+    paths: frozenset[str]
+    values: Table = field(default_factory=dict)
+    origins: dict[tuple[str, str], str] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def default(self, section: str, key: str, value: Any) -> Any:
+        """What the key says, after `value` was put where nothing was said."""
+        if key not in self.values.setdefault(section, {}):
+            self._set(section, key, value, f"[{section}].{key}, by default")
+        return self.values[section][key]
+
+    def file(self, path: Path) -> None:
+        try:
+            table = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            self.faults.append(Fault(str(path), f"cannot be read: {error.strerror}"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            self.faults.append(Fault(str(path), f"is not TOML: {error}"))
+        else:
+            for section, value in table.items():
+                self._section(path, section, value)
+
+    def _section(self, path: Path, section: str, value: Any) -> None:
+        if section == "apps":
+            self.faults.append(
+                Fault(f"{path}: [apps]", "this version takes no definitions from files", "use branchctl app set")
+            )
+        elif section not in self.keys:
+            self.faults.append(Fault(f"{path}: [{section}]", "there is no such section", _near(section, self.keys)))
+        elif not isinstance(value, dict):
+            self.faults.append(Fault(f"{path}: {section}", "is a section", f"write [{section}] and its keys below"))
+        else:
+            for key, content in value.items():
+                place = f"{path}: [{section}].{key}"
+                if key in self.keys[section]:
+                    self._set(section, key, self._absolute(key, _plain(content), path.parent), place)
+                else:
+                    self.faults.append(Fault(place, "there is no such key", _near(key, self.keys[section])))
+
+    def variables(self, environment: Mapping[str, str]) -> None:
+        for section, keys in self.keys.items():
+            for key, read in keys.items():
+                name = variable(key)
+                if environment.get(name):
+                    try:
+                        value = read(environment[name])
+                    except ValueError as error:
+                        self.faults.append(Fault(name, str(error)))
+                    else:
+                        self._set(section, key, self._absolute(key, value, Path.cwd()), name)
+
+    def flags(self, table: Mapping[tuple[str, str], Any]) -> None:
+        """Only those that were given: None and an empty list are not."""
+        for (section, key), value in table.items():
+            if value not in (None, [], ()):
+                self._set(section, key, self._absolute(key, value, Path.cwd()), "--" + key.replace("_", "-"))
+
+    def _set(self, section: str, key: str, value: Any, origin: str) -> None:
+        self.values.setdefault(section, {})[key] = value
+        self.origins[section, key] = origin
+
+    def _absolute(self, key: str, value: Any, base: Path) -> Any:
+        if key == "listen" and isinstance(value, list | tuple):
+            return [
+                f"unix:{_below(base, item[5:])}" if isinstance(item, str) and item.startswith("unix:") else item
+                for item in value
+            ]
+        return _below(base, value) if key in self.paths and isinstance(value, str) and value else value
+
+
+def variable(key: str) -> str:
+    return "BRANCHD_" + key.upper()
+
+
+def _below(base: Path, path: str) -> str:
+    return os.path.normpath(base / os.path.expanduser(path))
+
+
+def _plain(value: Any) -> Any:
+    """TOML has dates, which JSON has not: as text they are a wrong type like any other."""
+    if isinstance(value, datetime.date | datetime.time):
+        return str(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return value
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(name, names, 1)
+    return f"did you mean {close[0]}?" if close else "one of " + ", ".join(names)
+
+
+def text(value: str) -> str:
+    return value
+
+
+def texts(value: str) -> list[str]:
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def pairs(value: str) -> dict[str, str]:
+    parts = [item.partition("=") for item in texts(value)]
+    if any(not separator for _, separator, _ in parts):
+        raise ValueError("pairs such as zone=a,disk=ssd are expected")
+    return {name: content for name, _, content in parts}
+
+
+def whole(value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a whole number") from None
+
+
+def truth(value: str) -> bool:
+    if value.lower() not in {"1", "0", "true", "false", "yes", "no"}:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value.lower() in {"1", "true", "yes"}

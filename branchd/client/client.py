@@ -1,0 +1,269 @@
+"""The API's endpoints as methods: plain JSON values in and out, as /v1/openapi.json tells them.
+
+No dataclasses and no pydantic: a caller gets what the API said, and starts fast. A list comes whole, its pages joined.
+"""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from branchd.client.connection import Answer, endpoint, exchange
+from branchd.client.errors import ApiProblem
+from branchd.client.streams import messages
+
+#: an object of the API, in the shapes of wire/resources.py
+Object = dict[str, Any]
+
+#: seconds for an answer, beside those that it was asked to wait
+TIMEOUT = 30.0
+
+#: objects of a page: the most that the API gives at once
+PAGE = 1000
+
+
+class BranchdClient:
+    """Talks to one branch at http://HOST:PORT, https://HOST:PORT or unix:PATH (ValueError). Holds no connection.
+
+    Every method raises ApiProblem when the API says no, and Unreachable when no whole answer came. `wait` is how many
+    seconds the answer may wait for what was asked to be done.
+    """
+
+    def __init__(self, url: str, token: str | None = None, *, timeout: float = TIMEOUT) -> None:
+        self.url = url
+        self._endpoint = endpoint(url)
+        self._token = token
+        self._timeout = timeout
+
+    # who, where, whether
+
+    async def whoami(self) -> Object:
+        return await self._object("GET", "/v1/whoami")
+
+    async def healthy(self) -> bool:
+        return await self._holds("/healthz")
+
+    async def ready(self) -> bool:
+        return await self._holds("/readyz")
+
+    async def openapi(self) -> Object:
+        return await self._object("GET", "/v1/openapi.json")
+
+    async def branches(self) -> Object:
+        return await self._list("/v1/branches")
+
+    async def branch(self, name: str) -> Object:
+        return await self._object("GET", _path("branches", name))
+
+    async def tokens(self) -> Object:
+        return await self._list("/v1/tokens")
+
+    async def create_token(self, name: str, scope: str, expires_in: float | None = None) -> Object:
+        """The answer's `token` is shown this once. `expires_in` is in seconds."""
+        body: Object = {"name": name, "scope": scope}
+        if expires_in is not None:
+            body["expires_in"] = expires_in
+        return await self._object("POST", "/v1/tokens", body)
+
+    async def revoke_token(self, id: str) -> None:
+        await self._call("DELETE", _path("tokens", id))
+
+    # apps and their queues
+
+    async def apps(self) -> Object:
+        return await self._list("/v1/apps")
+
+    async def app(self, app: str) -> Object:
+        return await self._object("GET", _path("apps", app))
+
+    async def put_app(self, app: str, spec: Object, *, match: str | None = None) -> Object:
+        """Creates or replaces. `match`: the ETag that it must still have."""
+        return await self._object("PUT", _path("apps", app), spec, match=match)
+
+    async def patch_app(self, app: str, patch: Object, *, match: str | None = None, restart: bool = False) -> Object:
+        """Merges (RFC 7396). `restart`: restarts the instances that the change concerns."""
+        query = {"restart": "now"} if restart else {}
+        return await self._object("PATCH", _path("apps", app), patch, query=query, match=match)
+
+    async def delete_app(self, app: str, *, cascade: bool = False) -> None:
+        await self._call("DELETE", _path("apps", app), query={"cascade": "1"} if cascade else {})
+
+    async def queues(self, app: str) -> Object:
+        return await self._list(_path("apps", app, "queues"))
+
+    async def queue(self, app: str, queue: str) -> Object:
+        return await self._object("GET", _path("apps", app, "queues", queue))
+
+    async def put_queue(self, app: str, queue: str, declaration: Object) -> Object:
+        return await self._object("PUT", _path("apps", app, "queues", queue), declaration)
+
+    async def delete_queue(self, app: str, queue: str) -> None:
+        await self._call("DELETE", _path("apps", app, "queues", queue))
+
+    # instances
+
+    async def instances(self, app: str | None = None) -> Object:
+        return await self._list("/v1/instances" if app is None else _path("apps", app, "instances"))
+
+    async def instance(self, app: str, name: str) -> Object:
+        return await self._object("GET", _instance(app, name))
+
+    async def create_instance(
+        self, app: str, body: Object, *, key: str | None = None, wait: float | None = None
+    ) -> Object:
+        """`body` is a spec, with "name" or without. The same `key` (Idempotency-Key) creates once."""
+        headers = {"Idempotency-Key": key} if key is not None else {}
+        return await self._object("POST", _path("apps", app, "instances"), body, headers=headers, wait=wait)
+
+    async def put_instance(
+        self, app: str, name: str, spec: Object, *, match: str | None = None, wait: float | None = None
+    ) -> Object:
+        return await self._object("PUT", _instance(app, name), spec, match=match, wait=wait)
+
+    async def patch_instance(
+        self, app: str, name: str, patch: Object, *, match: str | None = None, restart: bool = False
+    ) -> Object:
+        query = {"restart": "now"} if restart else {}
+        return await self._object("PATCH", _instance(app, name), patch, query=query, match=match)
+
+    async def delete_instance(self, app: str, name: str, *, wait: float | None = None) -> bool:
+        """True when it is gone, False while its stop plan still runs."""
+        return await self._call("DELETE", _instance(app, name), wait=wait) == 204
+
+    async def start(self, app: str, name: str, *, wait: float | None = None) -> Object:
+        return await self._object("POST", _instance(app, name, "actions", "start"), wait=wait)
+
+    async def stop(self, app: str, name: str, *, wait: float | None = None) -> Object:
+        return await self._object("POST", _instance(app, name, "actions", "stop"), wait=wait)
+
+    async def restart(self, app: str, name: str, *, wait: float | None = None) -> Object:
+        return await self._object("POST", _instance(app, name, "actions", "restart"), wait=wait)
+
+    async def signal(self, app: str, name: str, signal: str) -> Object:
+        return await self._object("POST", _instance(app, name, "actions", "signal"), {"signal": signal})
+
+    async def stats(self, app: str, name: str) -> Object:
+        return await self._object("GET", _instance(app, name, "stats"))
+
+    # what a Celery worker does
+
+    async def consumers(self, app: str, name: str) -> Object:
+        return await self._list(_instance(app, name, "queues"))
+
+    async def add_consumer(self, app: str, name: str, queue: str) -> Object:
+        return await self._object("PUT", _instance(app, name, "queues", queue))
+
+    async def cancel_consumer(self, app: str, name: str, queue: str) -> None:
+        await self._call("DELETE", _instance(app, name, "queues", queue))
+
+    async def autoscale(self, app: str, name: str) -> Object:
+        return await self._object("GET", _instance(app, name, "autoscale"))
+
+    async def set_autoscale(self, app: str, name: str, least: int, most: int) -> Object:
+        return await self._object("PUT", _instance(app, name, "autoscale"), {"min": least, "max": most})
+
+    # what goes on
+
+    async def logs(
+        self, app: str, name: str, *, tail: int = 100, stream: str = "stdout", follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        """The last lines as they were written, in pieces; then, when following, what comes, until the caller stops."""
+        query = {"tail": str(tail), "stream": stream} | ({"follow": "1"} if follow else {})
+        async with self._request("GET", _instance(app, name, "logs"), query=query, accept="text/plain") as answer:
+            async for piece in answer.pieces():
+                yield piece
+
+    async def events(self, after: int | None = None) -> AsyncIterator[Object]:
+        """What happens from now on, or after the event with that id; {"type": "reset"} where some of it is lost."""
+        headers = {} if after is None else {"Last-Event-ID": str(after)}
+        async with self._request("GET", "/v1/events", headers=headers, accept="text/event-stream") as answer:
+            async for message in messages(answer.pieces()):
+                if message.event == "reset":
+                    yield {"type": "reset"}
+                else:
+                    yield json.loads(message.data)
+
+    # how it is asked
+
+    @asynccontextmanager
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        match: str | None = None,
+        wait: float | None = None,
+        accept: str = "application/json",
+    ) -> AsyncIterator[Answer]:
+        asked = dict(query or {}) | ({} if wait is None else {"wait": f"{wait:g}s"})
+        sent = {"Accept": accept} | dict(headers or {})
+        if self._token is not None:
+            sent["Authorization"] = f"Bearer {self._token}"
+        if match is not None:
+            sent["If-Match"] = match
+        content = None
+        if body is not None:
+            content = json.dumps(body).encode()
+            sent["Content-Type"] = "application/json"
+        target = path + ("?" + urlencode(asked) if asked else "")
+        async with exchange(self._endpoint, method, target, sent, content, self._timeout + (wait or 0)) as answer:
+            if answer.status >= 400:
+                raise ApiProblem.of(answer.status, _document(answer, await answer.read()))
+            yield answer
+
+    async def _object(self, method: str, path: str, body: Object | None = None, **options: Any) -> Object:
+        async with self._request(method, path, body, **options) as answer:
+            document = _document(answer, await answer.read())
+            if not isinstance(document, dict):
+                raise ApiProblem.of(answer.status, None)
+            return document
+
+    async def _call(self, method: str, path: str, **options: Any) -> int:
+        async with self._request(method, path, **options) as answer:
+            await answer.read()
+            return answer.status
+
+    async def _holds(self, path: str) -> bool:
+        try:
+            await self._call("GET", path)
+        except ApiProblem as problem:
+            if problem.status != 503:
+                raise
+            return False
+        return True
+
+    async def _list(self, path: str) -> Object:
+        """All pages as one: {items, next: None, partial, unreachable}."""
+        items: list[Any] = []
+        partial, unreachable, cursor = False, list[str](), None
+        while True:
+            query = {"limit": str(PAGE)} | ({"cursor": cursor} if cursor else {})
+            page = await self._object("GET", path, query=query)
+            items += page["items"]
+            partial = partial or page.get("partial", False)
+            unreachable += [name for name in page.get("unreachable", ()) if name not in unreachable]
+            cursor = page.get("next")
+            if not cursor:
+                return {"items": items, "next": None, "partial": partial, "unreachable": unreachable}
+
+
+def _path(*steps: str) -> str:
+    return "/v1/" + "/".join(quote(step, safe="") for step in steps)
+
+
+def _instance(app: str, name: str, *steps: str) -> str:
+    return _path("apps", app, "instances", name, *steps)
+
+
+def _document(answer: Answer, content: bytes) -> Any:
+    """None where the body is not JSON."""
+    if "json" not in answer.headers.get("content-type", ""):
+        return None
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None

@@ -1,0 +1,22 @@
+"""Who asks, and what they may do. How somebody proves who they are is the edge's business."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Scope(StrEnum):
+    """Each includes the ones before it."""
+
+    READ = "read"
+    OPERATE = "operate"  #: start, stop, restart, signal, consumers, autoscale: within what an admin allowed
+    ADMIN = "admin"  #: specs, tokens: whatever executes or writes
+
+    def includes(self, other: "Scope") -> bool:
+        order = list(Scope)
+        return order.index(self) >= order.index(other)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    name: str  #: such as "uid:0", "token:ci"
+    scope: Scope

@@ -1,0 +1,25 @@
+"""How much a branch can take: slots, and what of them is reserved.
+
+Slots are a branch's own unit of work; an instance takes `weight` of them while it exists, whether it runs or not.
+Pinned instances are never refused, so more may be reserved than there are slots.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+#: slots for each CPU where the configuration gives no number: workers wait for I/O most of the time
+SLOTS_PER_CPU = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    slots: int
+    reserved: int
+
+    @property
+    def spare(self) -> int:
+        return max(0, self.slots - self.reserved)
+
+
+def capacity(configured: int | None, cpus: int, weights: Iterable[int]) -> Capacity:
+    return Capacity(SLOTS_PER_CPU * cpus if configured is None else configured, sum(weights))

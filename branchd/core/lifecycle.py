@@ -1,0 +1,377 @@
+"""The life of one instance as an automaton: two literal tables, and a walker that does what they say.
+
+TABLE says for each state and event where to go and what to do, or which question to ask first; ANSWERS says where each
+answer leads. Nothing else in branchd assigns a state. The diagram in the documentation is drawn from the same tables.
+
+`wanted` is what the operator asked for and `state` is what the process is; the two are kept apart, so "up while
+STOPPING" needs no state of its own: the exit that follows is intended, and the answer to "what after the stop?" is read
+from `wanted`. A cell that is not in the table cannot be reached (tests/core/test_lifecycle.py proves it by random
+walks); the supervisor treats it as a bug of ours and gives that one instance up.
+
+What may live here: states, events, the tables and their walk. No clock, no randomness, no process: time (seconds since
+boot) and chance come in as arguments, and what is to be done goes out as effects.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from branchd.core.restart import Again, Done, GiveUp, decide
+from branchd.core.spec import Restart, StopStep, Wanted
+from branchd.core.values import Exit
+
+
+class State(StrEnum):
+    """supervisord's words."""
+
+    STOPPED = "STOPPED"  #: no process, none wanted
+    STARTING = "STARTING"  #: a process is being started, or has started and is not ready yet
+    RUNNING = "RUNNING"  #: the process is up and has been ready
+    BACKOFF = "BACKOFF"  #: it ended or could not start; the next try waits for its time
+    STOPPING = "STOPPING"  #: the stop plan runs
+    EXITED = "EXITED"  #: it ended, and its restart policy says that this was it
+    FATAL = "FATAL"  #: it ended too often; an operator must look
+
+
+class Symbol(StrEnum):
+    """What can happen."""
+
+    UP = "want-up"
+    DOWN = "want-down"
+    RESTART = "restart"
+    KILL = "kill"  #: as want-down, without patience
+    SPAWNED = "spawned"
+    SPAWN_FAILED = "spawn-failed"
+    READY = "ready"
+    EXITED = "exited"
+    UNHEALTHY = "unhealthy"
+    TIMER = "timer"
+    ADOPTED = "adopted"  #: a process that an earlier daemon started was found alive
+    SPEC_CHANGED = "spec-changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    symbol: Symbol
+    run: int = 0  #: which process it speaks of, for the events that come from one
+    exit: Exit = Exit()
+    reason: str = ""
+    ours: bool = False  #: spawn-failed: the fault is the machine's or the daemon's
+
+
+class Do(StrEnum):
+    """What a cell can ask for. The walker carries out its part; SPAWN, SIGNAL and KILL also go out as effects."""
+
+    SPAWN = "spawn"
+    SIGNAL = "signal"  #: begin the stop plan with its first step
+    NEXT = "next step"  #: go on to the next step of the stop plan
+    KILL = "kill the tree"
+    WAIT = "wait"  #: arm the timer with the delay that the policy decided
+    FORGIVE = "forgive"  #: forget earlier crashes
+    COUNT = "count"  #: one more automatic restart
+
+
+class Question(StrEnum):
+    EXIT = "what does the restart policy say?"
+    FAILED_START = "whose fault, and again?"
+    STOPPED = "still wanted?"
+    PATIENCE = "another step in the stop plan?"
+
+
+class Answer(StrEnum):
+    YES = "yes"
+    NO = "no"
+    AT_ONCE = "again, at once"
+    LATER = "again, later"
+    DONE = "no more"
+    GIVE_UP = "too often"
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start process number `run`."""
+
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Send this signal to the main process, only to it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Kill the whole tree."""
+
+
+Effect = Spawn | Signal | Kill
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    to: State
+    does: tuple[Do, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """All that the automaton knows of one instance. Times are seconds since boot."""
+
+    state: State = State.STOPPED
+    wanted: Wanted = Wanted.DOWN
+    run: int = 0  #: number of the current or last process
+    alive: bool = False  #: that process exists
+    crashes: tuple[float, ...] = ()  #: when it ended unasked, oldest first, within the policy's window
+    restarts: int = 0  #: automatic restarts since it was last started on request
+    step: int = 0  #: of the stop plan; its length once the tree was killed
+    deadline: float | None = None  #: when the next timer event counts
+    reason: str = ""  #: why it is in this state, in words
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the spec says about restarts and about stopping."""
+
+    restart: Restart
+    stop: tuple[StopStep, ...]
+
+
+#: seconds after which an unanswered KILL of the tree is repeated (a process may hang in the kernel)
+KILL_AGAIN = 5.0
+
+#: seconds to the next try where the machine or the daemon was at fault (no memory, full disk); never ends in FATAL
+OURS_AGAIN = 1.0
+
+_START = Cell(State.STARTING, (Do.FORGIVE, Do.SPAWN))
+_STOP = Cell(State.STOPPING, (Do.SIGNAL,))
+_KILL = Cell(State.STOPPING, (Do.KILL,))
+
+
+def _stay(state: State) -> Cell:
+    return Cell(state)
+
+
+TABLE: dict[State, dict[Symbol, Cell | Question]] = {
+    State.STOPPED: {
+        Symbol.UP: _START,
+        Symbol.DOWN: _stay(State.STOPPED),
+        Symbol.KILL: _stay(State.STOPPED),
+        Symbol.RESTART: _START,
+        Symbol.SPEC_CHANGED: _stay(State.STOPPED),
+    },
+    State.STARTING: {
+        Symbol.UP: _stay(State.STARTING),
+        Symbol.DOWN: _STOP,  # where the spawn is still on its way, spawned or spawn-failed answers it in STOPPING
+        Symbol.KILL: _KILL,
+        Symbol.RESTART: _STOP,
+        Symbol.SPAWNED: _stay(State.STARTING),
+        Symbol.SPAWN_FAILED: Question.FAILED_START,
+        Symbol.READY: Cell(State.RUNNING),
+        Symbol.EXITED: Question.EXIT,
+        Symbol.UNHEALTHY: Cell(State.STARTING, (Do.KILL,)),
+        Symbol.TIMER: Cell(State.STARTING, (Do.KILL,)),
+        Symbol.ADOPTED: _stay(State.STARTING),
+        Symbol.SPEC_CHANGED: _stay(State.STARTING),
+    },
+    State.RUNNING: {
+        Symbol.UP: _stay(State.RUNNING),
+        Symbol.DOWN: _STOP,
+        Symbol.KILL: _KILL,
+        Symbol.RESTART: _STOP,
+        Symbol.READY: _stay(State.RUNNING),
+        Symbol.EXITED: Question.EXIT,
+        Symbol.UNHEALTHY: Cell(State.RUNNING, (Do.KILL,)),
+        Symbol.TIMER: Cell(State.RUNNING, (Do.KILL,)),
+        Symbol.ADOPTED: _stay(State.RUNNING),
+        Symbol.SPEC_CHANGED: _stay(State.RUNNING),
+    },
+    State.BACKOFF: {
+        Symbol.UP: _START,
+        Symbol.DOWN: _stay(State.STOPPED),
+        Symbol.KILL: _stay(State.STOPPED),
+        Symbol.RESTART: _START,
+        Symbol.TIMER: Cell(State.STARTING, (Do.COUNT, Do.SPAWN)),
+        Symbol.SPEC_CHANGED: _START,
+    },
+    State.STOPPING: {
+        Symbol.UP: _stay(State.STOPPING),
+        Symbol.DOWN: _stay(State.STOPPING),
+        Symbol.KILL: _KILL,
+        Symbol.RESTART: _stay(State.STOPPING),
+        Symbol.SPAWNED: _STOP,
+        Symbol.SPAWN_FAILED: Question.STOPPED,
+        Symbol.READY: _stay(State.STOPPING),
+        Symbol.EXITED: Question.STOPPED,
+        Symbol.UNHEALTHY: _KILL,
+        Symbol.TIMER: Question.PATIENCE,
+        Symbol.ADOPTED: _STOP,
+        Symbol.SPEC_CHANGED: _stay(State.STOPPING),
+    },
+    State.EXITED: {
+        Symbol.UP: _START,
+        Symbol.DOWN: _stay(State.STOPPED),
+        Symbol.KILL: _stay(State.STOPPED),
+        Symbol.RESTART: _START,
+        Symbol.SPEC_CHANGED: _stay(State.EXITED),
+    },
+    State.FATAL: {
+        Symbol.UP: _START,
+        Symbol.DOWN: _stay(State.STOPPED),
+        Symbol.KILL: _stay(State.STOPPED),
+        Symbol.RESTART: _START,
+        Symbol.SPEC_CHANGED: _START,
+    },
+}
+
+ANSWERS: dict[Question, dict[Answer, Cell]] = {
+    Question.EXIT: {
+        Answer.AT_ONCE: Cell(State.STARTING, (Do.COUNT, Do.SPAWN)),
+        Answer.LATER: Cell(State.BACKOFF, (Do.WAIT,)),
+        Answer.DONE: Cell(State.EXITED),
+        Answer.GIVE_UP: Cell(State.FATAL),
+    },
+    Question.FAILED_START: {
+        Answer.LATER: Cell(State.BACKOFF, (Do.WAIT,)),
+        Answer.GIVE_UP: Cell(State.FATAL),
+    },
+    Question.STOPPED: {
+        Answer.YES: _START,
+        Answer.NO: _stay(State.STOPPED),
+    },
+    Question.PATIENCE: {
+        Answer.YES: Cell(State.STOPPING, (Do.NEXT,)),
+        Answer.NO: _KILL,
+    },
+}
+
+_WANTS = {Symbol.UP: Wanted.UP, Symbol.RESTART: Wanted.UP, Symbol.DOWN: Wanted.DOWN, Symbol.KILL: Wanted.DOWN}
+
+#: events that speak of one process, and are stale when that process is gone or another one
+_OF_A_PROCESS = {Symbol.READY, Symbol.EXITED, Symbol.UNHEALTHY}
+
+
+def step(machine: Machine, event: Event, now: float, policy: Policy, chance: float) -> tuple[Machine, list[Effect]]:
+    """The machine after the event, and what is to be done, in order.
+
+    `now` in seconds since boot, `chance` uniform in [0, 1). Stale events (of an earlier process, of a timer that was
+    moved) change nothing. KeyError where the tables have no cell.
+    """
+    symbol = event.symbol
+    if symbol in _OF_A_PROCESS and (event.run != machine.run or not machine.alive):
+        return machine, []
+    if symbol is Symbol.TIMER and (machine.deadline is None or now < machine.deadline):
+        return machine, []
+    machine = replace(machine, wanted=_WANTS.get(symbol, machine.wanted))
+    if symbol in (Symbol.SPAWNED, Symbol.ADOPTED):
+        machine = replace(machine, alive=True)
+    elif symbol in (Symbol.EXITED, Symbol.SPAWN_FAILED):
+        machine = replace(machine, alive=False)
+
+    delay = 0.0
+    cell = TABLE[machine.state][symbol]
+    if isinstance(cell, Question):
+        answer, machine, delay = _ASK[cell](machine, event, now, policy, chance)
+        cell = ANSWERS[cell][answer]
+    return _enter(machine, cell, event, now, policy, delay)
+
+
+def _enter(
+    machine: Machine, cell: Cell, event: Event, now: float, policy: Policy, delay: float
+) -> tuple[Machine, list[Effect]]:
+    moved = cell.to is not machine.state
+    # A timer belongs to the state that armed it, and so does a reason; the events of a process bring a new one.
+    machine = replace(machine, state=cell.to, deadline=None if moved else machine.deadline)
+    if event.symbol is Symbol.UNHEALTHY:
+        machine = replace(machine, reason=event.reason)
+    elif moved and event.symbol not in (Symbol.EXITED, Symbol.SPAWN_FAILED, Symbol.TIMER):
+        machine = replace(machine, reason="")
+    effects: list[Effect] = []
+    for do in cell.does:
+        match do:
+            case Do.FORGIVE:
+                machine = replace(machine, crashes=(), restarts=0)
+            case Do.COUNT:
+                machine = replace(machine, restarts=machine.restarts + 1)
+            case Do.WAIT:
+                machine = replace(machine, deadline=now + delay)
+            case Do.SPAWN:
+                machine = replace(machine, run=machine.run + 1, step=0)
+                effects.append(Spawn(machine.run))
+            case Do.KILL:
+                machine = replace(machine, step=len(policy.stop), deadline=now + KILL_AGAIN)
+                effects.append(Kill())
+            case Do.SIGNAL | Do.NEXT:
+                number = 0 if do is Do.SIGNAL else machine.step + 1
+                current = policy.stop[number]
+                machine = replace(machine, step=number, deadline=now + current.patience)
+                effects.append(Signal(current.signal))
+    return machine, effects
+
+
+_Asked = tuple[Answer, Machine, float]
+
+
+def _exit(machine: Machine, event: Event, now: float, policy: Policy, chance: float) -> _Asked:
+    # A tree that was killed for being unhealthy says so rather than "killed by SIGKILL".
+    words = machine.reason if machine.step else str(event.exit)
+    return _crashed(machine, words, event.exit, now, policy, chance)
+
+
+def _failed_start(machine: Machine, event: Event, now: float, policy: Policy, chance: float) -> _Asked:
+    if event.ours:
+        return Answer.LATER, replace(machine, reason=event.reason), OURS_AGAIN
+    answer, machine, delay = _crashed(machine, event.reason, None, now, policy, chance)
+    # What is missing is seldom there a moment later: the first retry waits too.
+    return (Answer.LATER, machine, max(delay, OURS_AGAIN)) if answer is Answer.AT_ONCE else (answer, machine, delay)
+
+
+def _crashed(machine: Machine, words: str, exit: Exit | None, now: float, policy: Policy, chance: float) -> _Asked:
+    decision, crashes = decide(policy.restart, exit, machine.crashes, now, chance)
+    machine = replace(machine, crashes=crashes, reason=words)
+    match decision:
+        case Done():
+            return Answer.DONE, machine, 0.0
+        case GiveUp(times, window):
+            return Answer.GIVE_UP, replace(machine, reason=f"{words}; {times} times within {window:g} s"), 0.0
+        case Again(delay):
+            return (Answer.LATER if delay > 0 else Answer.AT_ONCE), machine, delay
+
+
+def _stopped(machine: Machine, _event: Event, _now: float, _policy: Policy, _chance: float) -> _Asked:
+    return (Answer.YES if machine.wanted is Wanted.UP else Answer.NO), machine, 0.0
+
+
+def _patience(machine: Machine, _event: Event, _now: float, policy: Policy, _chance: float) -> _Asked:
+    return (Answer.YES if machine.step + 1 < len(policy.stop) else Answer.NO), machine, 0.0
+
+
+_ASK: dict[Question, Callable[[Machine, Event, float, Policy, float], _Asked]] = {
+    Question.EXIT: _exit,
+    Question.FAILED_START: _failed_start,
+    Question.STOPPED: _stopped,
+    Question.PATIENCE: _patience,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One arrow of the documentation's diagram."""
+
+    source: State
+    label: str
+    target: State
+
+
+def edges() -> Sequence[Edge]:
+    """Every transition that changes the state, in the tables' order; a question's arrows carry its answers."""
+    found = []
+    for source, row in TABLE.items():
+        for symbol, cell in row.items():
+            if isinstance(cell, Cell):
+                choices = [(symbol.value, cell)]
+            else:
+                choices = [(f"{symbol}: {answer}", choice) for answer, choice in ANSWERS[cell].items()]
+            found += [Edge(source, label, choice.to) for label, choice in choices if choice.to is not source]
+    return found

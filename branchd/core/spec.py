@@ -1,0 +1,134 @@
+"""What an operator can ask of an instance: the spec and its defaults.
+
+A spec is kept as the JSON object that was given; merged over its app's (core/merge.py) and decoded (wire/spec.py) it is
+a Spec: every field with its default filled in. What makes its values wrong stands in faults.py.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+
+_SIZE = re.compile(r"(\d{1,15})\s*(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)?")
+_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+          "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
+
+#: bytes as a number, or as text with a unit such as "512MiB"
+Size = int | str
+
+
+class Kind(StrEnum):
+    CELERY = "celery"
+    COMMAND = "command"
+
+
+class Wanted(StrEnum):
+    UP = "up"
+    DOWN = "down"
+
+
+class Pool(StrEnum):
+    """Celery's pools."""
+
+    PREFORK = "prefork"
+    THREADS = "threads"
+    SOLO = "solo"
+    GEVENT = "gevent"
+    EVENTLET = "eventlet"
+
+
+class RestartPolicy(StrEnum):
+    ALWAYS = "always"
+    ON_FAILURE = "on-failure"
+    NEVER = "never"
+
+
+class Stderr(StrEnum):
+    """Where the standard error goes: joined with the standard output, in the order of writing, or its own file."""
+
+    JOIN = "join"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A value of the environment that is never shown again."""
+
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Autoscale:
+    """Bounds of a prefork pool, in processes."""
+
+    min: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    policy: RestartPolicy = RestartPolicy.ALWAYS
+    floor: float = 0.0  #: seconds; the least delay, and the delay of the first restart
+    ceiling: float = 60.0  #: seconds; the greatest delay
+    max_restarts: int = 10  #: within the window; one more is FATAL
+    window: float = 300.0  #: seconds
+    expected_exit_codes: tuple[int, ...] = (0,)  #: on-failure: these end it for good
+
+
+@dataclass(frozen=True, slots=True)
+class StopStep:
+    signal: str  #: a name such as "TERM", sent to the main process only
+    patience: float  #: seconds until the next step, or after the last one until the tree is killed
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    stderr: Stderr = Stderr.JOIN
+    rotate_at: Size = "10MiB"
+    keep: int = 5  #: archives of each file
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    kind: Kind = Kind.CELERY
+    command: tuple[str, ...] = ()  #: command: argv; never a shell
+    application: str | None = None  #: celery: what `celery -A` takes
+    python: str | None = None  #: celery: interpreter of the user's environment; default: the one that runs branchd
+    directory: str | None = None  #: working directory; default: /
+    env: Mapping[str, str | Secret] = field(default_factory=dict)
+    user: str | None = None  #: default: [auth] default_user, else the daemon's own
+    group: str | None = None  #: default: the user's
+    umask: str | None = None  #: octal text such as "027"
+    arguments: tuple[str, ...] = ()  #: celery: more arguments for the worker
+    broker: str | None = None  #: celery: URL; default: what the application's own configuration says
+    pool: Pool = Pool.PREFORK
+    concurrency: int | None = None  #: default: Celery's, the number of CPUs
+    autoscale: Autoscale | None = None
+    queues: tuple[str, ...] | None = None  #: default: the application's own
+    restart: Restart = Restart()
+    stop: tuple[StopStep, ...] | None = None  #: default: the kind's
+    task_stall_limit: float = 3600.0  #: seconds that a task may hold the interpreter (threads, solo) before a restart
+    logs: Logs = Logs()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    weight: int = 1  #: slots that it takes of the branch
+    wanted: Wanted = Wanted.UP
+
+
+#: Fields whose change takes effect at once; a change of any other waits for a restart.
+LIVE = frozenset({"autoscale", "queues", "restart", "stop", "task_stall_limit", "labels", "weight", "wanted"})
+
+
+def launched_with(spec: Spec) -> tuple[object, ...]:
+    """What of a spec its process is started with: equal for two specs between which no restart is needed."""
+    values: list[object] = [getattr(spec, item.name) for item in fields(Spec) if item.name not in LIVE | {"logs"}]
+    return (*values, spec.logs.stderr)
+
+
+def size_in_bytes(size: Size) -> int:
+    """ValueError when the text is not a number with a known unit."""
+    if isinstance(size, int):
+        return size
+    match = _SIZE.fullmatch(size.strip())
+    if match is None:
+        raise ValueError(f"{size!r} is not a size")
+    return int(match[1]) * _UNITS[match[2]]

@@ -1,0 +1,56 @@
+"""JSON text to values, strictly: RFC 8259 and I-JSON (RFC 7493), so that no two readers see two things.
+
+Duplicate names, NaN and Infinity, lone surrogates and nesting without end are refused with words.
+"""
+
+import json
+from typing import Any
+
+#: levels of nesting; nothing here needs ten
+DEPTH = 64
+
+
+def loads(text: bytes) -> Any:
+    """ValueError says what is wrong, in words fit for the person who sent it."""
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        _check(value, DEPTH)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at line {error.lineno}, column {error.colno}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("a text has half of a surrogate pair") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return value
+
+
+def dumps(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)[:80]!r} stands twice")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _check(value: Any, depth: int) -> None:
+    if depth == 0:
+        raise ValueError("nested too deeply")
+    if isinstance(value, str):
+        value.encode("utf-8", "strict")
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            name.encode("utf-8", "strict")
+            _check(member, depth - 1)
+    elif isinstance(value, list):
+        for member in value:
+            _check(member, depth - 1)

@@ -1,0 +1,177 @@
+"""What the API shows, as values: one dataclass a resource. The OpenAPI document is made from these types.
+
+Times are RFC 3339 texts in UTC, sizes bytes, durations seconds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from branchd.core.access import Scope
+from branchd.core.lifecycle import State
+from branchd.core.spec import Kind, Wanted
+from branchd.core.values import Truth
+
+
+class Placement(StrEnum):
+    PLACED = "placed"
+    PINNED = "pinned"
+
+
+class ConditionType(StrEnum):
+    PROCESS_UP = "ProcessUp"
+    READY = "Ready"
+    CELERY_RESPONSIVE = "CeleryResponsive"
+    QUEUES_IN_SYNC = "QueuesInSync"
+    CONFIG_CURRENT = "ConfigCurrent"
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionView:
+    type: ConditionType
+    status: Truth
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LastExit:
+    """How the process before this one ended; both None where nobody could tell."""
+
+    code: int | None
+    signal: str | None
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    state: State
+    wanted: Wanted
+    reason: str  #: why it is not simply running; empty when there is nothing to say
+    pid: int | None
+    started_at: str | None
+    restarts: int  #: automatic ones since it was last started on request
+    next_try_at: str | None  #: in BACKOFF
+    last_exit: LastExit | None
+    observed_generation: int
+    deleting: bool
+    conditions: tuple[ConditionView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    app: str
+    name: str
+    branch: str
+    placement: Placement
+    kind: Kind
+    generation: int
+    created_at: str
+    spec: Mapping[str, Any]
+    effective: Mapping[str, Any]
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    name: str
+    generation: int
+    created_at: str
+    spec: Mapping[str, Any]
+    instances: int
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    app: str
+    name: str
+    exchange: str
+    exchange_type: str
+    routing_key: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueBody:
+    """How a queue is declared, as given. Without exchange and routing key: of the queue's own name."""
+
+    exchange: str | None = None
+    exchange_type: str = "direct"
+    routing_key: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  #: kombu.Queue's own: durable, queue_arguments, ...
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """That an instance consumes from a queue: wanted by its spec, and what its worker says it does."""
+
+    queue: str
+    wanted: bool
+    consuming: bool | None  #: None: the worker does not say
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscaleView:
+    min: int
+    max: int
+    actual: int | None  #: processes in the pool now, as the worker says
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Sampled when asked for."""
+
+    pid: int | None
+    rss: int | None = None
+    cpu_seconds: float | None = None
+    processes: int | None = None
+    threads: int | None = None
+    open_files: int | None = None
+    worker: Mapping[str, Any] | None = None  #: what the Celery worker says of itself
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    id: str
+    name: str
+    state: str
+    version: str
+    slots: int
+    reserved: int
+    labels: Mapping[str, str]
+    address: str | None
+    seen_at: str
+    load: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    id: str
+    name: str
+    scope: Scope
+    created_at: str
+    expires_at: str | None
+    token: str | None = None  #: only in the answer to its creation
+
+
+@dataclass(frozen=True, slots=True)
+class WhoAmI:
+    principal: str
+    scope: Scope
+    branch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    id: int
+    at: str
+    type: str
+    app: str | None
+    instance: str | None
+    data: Mapping[str, Any]
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since 1970 as RFC 3339 text with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

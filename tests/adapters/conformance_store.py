@@ -1,0 +1,287 @@
+"""What every Store must do; run for SQLite and for the fake by test_store.py."""
+
+import asyncio
+import tempfile
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from branchd.branch.ports import Store
+from branchd.branch.records import (
+    AppRecord,
+    EventRecord,
+    Expire,
+    InstanceRecord,
+    Put,
+    QueueRecord,
+    Raw,
+    RemoveApp,
+    RemoveInstance,
+    RemoveQueue,
+    RemoveToken,
+    ReplyRecord,
+    RunRecord,
+    Snapshot,
+    TokenRecord,
+)
+from branchd.core.errors import Conflict
+from branchd.core.lifecycle import Machine, State
+from branchd.core.spec import Wanted
+from branchd.core.values import Exit, Identity, Key, QueueDeclaration
+
+SHOP = AppRecord("shop", {"application": "proj"})
+MAIL = QueueRecord("shop", QueueDeclaration("mail"))
+KEY = Key("shop", "mail-1")
+INSTANCE = InstanceRecord(KEY, {"queues": ["mail"]})
+RUN = RunRecord(KEY, Machine(), boot="b")
+TOKEN = TokenRecord("t1", "ci", "0" * 64, "operate", 1.0)
+
+
+def events(*numbers: int) -> list[Put]:
+    return [Put(EventRecord(number, 1.0, "instance.state")) for number in numbers]
+
+
+def reply(key: str, at: float) -> Put:
+    return Put(ReplyRecord("ci", key, "d", at, "shop", "mail-1"))
+
+
+_text = st.text(max_size=12)
+_float = st.floats(allow_nan=False, allow_infinity=False)
+_int = st.integers(-(2**63), 2**63 - 1)
+_leaf = st.none() | st.booleans() | _int | _float | _text
+_json = st.recursive(_leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=3))
+_raw: st.SearchStrategy[Raw] = st.dictionaries(_text, _json, max_size=4)
+_key = st.builds(Key, _text, _text)
+_identity = st.builds(Identity, _text, _int, _int)
+_machine = st.builds(
+    Machine,
+    state=st.sampled_from(State),
+    wanted=st.sampled_from(Wanted),
+    run=_int,
+    alive=st.booleans(),
+    crashes=st.lists(_float, max_size=4).map(tuple),
+    restarts=_int,
+    step=_int,
+    deadline=st.none() | _float,
+    reason=_text,
+)
+_exit = st.none() | st.builds(Exit, code=_int) | st.builds(Exit, signal=_int) | st.just(Exit())
+_apps = st.builds(AppRecord, _text, _raw, _int, _float)
+_queue = st.builds(QueueDeclaration, _text, st.none() | _text, _text, st.none() | _text, _raw)
+_instances = st.builds(InstanceRecord, _key, _raw, _int, _float, st.booleans())
+_runs = st.builds(
+    RunRecord,
+    key=_key,
+    machine=_machine,
+    boot=_text,
+    nonce=_text,
+    intent=_float,
+    identity=st.none() | _identity,
+    started_at=st.none() | _float,
+    observed_generation=_int,
+    launched=_text,
+    last_exit=_exit,
+    last_exit_at=st.none() | _float,
+)
+_tokens = st.builds(TokenRecord, _text, _text, _text, _text, _float, st.none() | _float)
+_events = st.builds(EventRecord, st.integers(1, 2**63 - 1), _float, _text, st.none() | _text, st.none() | _text, _raw)
+_replies = st.builds(ReplyRecord, _text, _text, _text, _float, _text, _text)
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> tuple[Snapshot, list[EventRecord]]:
+    """A whole store, in which what belongs to something finds it."""
+    apps = draw(st.lists(_apps, max_size=3, unique_by=lambda app: app.name))
+    instances = draw(st.lists(_instances, max_size=3, unique_by=lambda instance: instance.key))
+    queues = [QueueRecord(app.name, draw(_queue)) for app in apps]
+    runs = [replace(draw(_runs), key=instance.key) for instance in instances]
+    tokens = draw(st.lists(_tokens, max_size=3, unique_by=lambda token: token.id))
+    replies = draw(st.lists(_replies, max_size=3, unique_by=lambda reply: (reply.principal, reply.key)))
+    kept = draw(st.lists(_events, max_size=3, unique_by=lambda event: event.id))
+    snapshot = Snapshot(
+        branch_id="",
+        apps=tuple(sorted(apps, key=lambda app: app.name)),
+        queues=tuple(sorted(queues, key=lambda queue: (queue.app, queue.queue.name))),
+        instances=tuple(sorted(instances, key=lambda instance: instance.key)),
+        runs=tuple(sorted(runs, key=lambda run: run.key)),
+        tokens=tuple(sorted(tokens, key=lambda token: token.id)),
+        replies=tuple(sorted(replies, key=lambda reply: (reply.principal, reply.key))),
+        last_event=max([event.id for event in kept], default=0),
+    )
+    return snapshot, sorted(kept, key=lambda event: event.id)
+
+
+class StoreConformance:
+    """Subclasses say how a store is opened."""
+
+    def opened(self, folder: Path) -> AbstractContextManager[Store]:
+        """The store that is kept in a folder: a new one, or what an earlier one of the same folder left."""
+        raise NotImplementedError
+
+    async def test_a_new_store_is_empty_and_has_an_id_of_its_own_that_stays(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as store:
+            first = store.load()
+            assert first == Snapshot(first.branch_id, (), (), (), (), (), (), 0)
+            assert len(bytes.fromhex(first.branch_id)) == 16
+            assert not await store.events(0, 10)
+            assert await store.first_event() == 0
+        with self.opened(tmp_path) as store:
+            assert store.load() == first
+
+    # The same method runs in two classes here, which hypothesis takes for a mistake.
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @given(everything=snapshots())
+    def test_what_was_written_is_there_when_it_is_opened_again(
+        self, everything: tuple[Snapshot, list[EventRecord]]
+    ) -> None:
+        snapshot, kept = everything
+        records = (*snapshot.apps, *snapshot.queues, *snapshot.instances, *snapshot.runs)
+        changes = [Put(record) for record in (*records, *snapshot.tokens, *snapshot.replies, *kept)]
+
+        async def scenario(folder: Path) -> None:
+            with self.opened(folder) as store:
+                store.load()
+                await store.write(*changes)
+                await store.write(*reversed(changes))
+            with self.opened(folder) as store:
+                found = store.load()
+                assert replace(found, branch_id="") == snapshot
+                assert list(await store.events(0, 10)) == kept
+
+        # In memory: what a disk does to it is not the question here, and its pace is.
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            asyncio.run(scenario(Path(folder)))
+
+    async def test_a_put_replaces_what_has_the_same_key_and_keeps_what_belongs_to_it(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as store:
+            store.load()
+            await store.write(Put(SHOP), Put(MAIL), Put(INSTANCE), Put(RUN))
+            app, instance = replace(SHOP, generation=2), replace(INSTANCE, deleting=True)
+            await store.write(Put(app), Put(instance))
+        with self.opened(tmp_path) as store:
+            found = store.load()
+        assert (found.apps, found.queues) == ((app,), (MAIL,))
+        assert (found.instances, found.runs) == ((instance,), (RUN,))
+
+    async def test_writes_are_applied_in_the_order_of_the_calls(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as store:
+            store.load()
+            await asyncio.gather(*(store.write(Put(replace(SHOP, generation=number))) for number in range(200)))
+            await asyncio.gather(store.write(RemoveApp("shop")), store.write(Put(replace(SHOP, generation=500))))
+            await asyncio.gather(store.write(Put(TOKEN)), store.write(RemoveToken("t1")))
+            await asyncio.gather(*(store.write(Put(replace(INSTANCE, generation=number))) for number in range(200)))
+        with self.opened(tmp_path) as store:
+            found = store.load()
+        assert [app.generation for app in found.apps] == [500]
+        assert [instance.generation for instance in found.instances] == [199]
+        assert found.tokens == ()
+
+    @pytest.mark.parametrize("orphan", [MAIL, RUN], ids=["queue", "run"])
+    async def test_a_write_is_kept_whole_or_not_at_all_and_its_neighbours_do_not_feel_it(
+        self, tmp_path: Path, orphan: QueueRecord | RunRecord
+    ) -> None:
+        before, after = replace(SHOP, name="before"), replace(SHOP, name="after")
+        with self.opened(tmp_path) as store:
+            store.load()
+            results = await asyncio.gather(
+                store.write(Put(before)),
+                store.write(Put(TOKEN), *events(7), Put(orphan)),
+                store.write(Put(after)),
+                return_exceptions=True,
+            )
+            assert [type(result) for result in results] == [type(None), Conflict, type(None)]
+            assert not await store.events(0, 10)
+        with self.opened(tmp_path) as store:
+            found = store.load()
+        assert found.apps == (after, before)
+        assert (found.tokens, found.last_event) == ((), 0)
+
+    async def test_a_removed_app_takes_its_queues_and_leaves_its_instances(self, tmp_path: Path) -> None:
+        other = replace(SHOP, name="other")
+        others = replace(MAIL, app="other")
+        with self.opened(tmp_path) as store:
+            store.load()
+            await store.write(Put(SHOP), Put(MAIL), Put(other), Put(others), Put(INSTANCE), Put(RUN))
+            await store.write(RemoveApp("shop"))
+        with self.opened(tmp_path) as store:
+            found = store.load()
+        assert (found.apps, found.queues) == ((other,), (others,))
+        assert (found.instances, found.runs) == ((INSTANCE,), (RUN,))
+
+    async def test_a_removed_instance_takes_its_run_alone(self, tmp_path: Path) -> None:
+        other = replace(INSTANCE, key=Key("shop", "mail-2"))
+        others = replace(RUN, key=other.key)
+        with self.opened(tmp_path) as store:
+            store.load()
+            await store.write(Put(INSTANCE), Put(RUN), Put(other), Put(others))
+            await store.write(RemoveInstance(KEY))
+        with self.opened(tmp_path) as store:
+            found = store.load()
+        assert (found.instances, found.runs) == ((other,), (others,))
+
+    async def test_queues_and_tokens_are_removed_one_by_one_and_what_is_gone_may_be_removed_again(
+        self, tmp_path: Path
+    ) -> None:
+        bulk = QueueRecord("shop", QueueDeclaration("bulk"))
+        other = replace(TOKEN, id="t2")
+        with self.opened(tmp_path) as store:
+            store.load()
+            await store.write(Put(SHOP), Put(MAIL), Put(bulk), Put(TOKEN), Put(other))
+            for _ in range(2):
+                await store.write(RemoveQueue("shop", "mail"), RemoveToken("t1"), RemoveApp("no"), RemoveInstance(KEY))
+        with self.opened(tmp_path) as store:
+            found = store.load()
+        assert (found.queues, found.tokens) == ((bulk,), (other,))
+
+    async def test_events_come_in_pages_oldest_first(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as store:
+            store.load()
+            await store.write(*events(3, 1, 2, 5, 8))
+            pages = [await store.events(after, 2) for after in (0, 2, 5, 8)]
+            assert [[event.id for event in page] for page in pages] == [[1, 2], [3, 5], [8], []]
+            assert await store.first_event() == 1
+
+    async def test_a_reader_sees_what_was_asked_to_be_written_before(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as store:
+            store.load()
+            writes = [asyncio.create_task(store.write(*events(number))) for number in range(1, 51)]
+            reader = asyncio.create_task(store.events(0, 100))
+            assert [event.id for event in await reader] == list(range(1, 51))
+            await asyncio.gather(*writes)
+
+    async def test_old_replies_and_all_but_the_newest_events_expire(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as store:
+            store.load()
+            await store.write(reply("old", 9.0), reply("edge", 10.0), reply("new", 11.0), *events(*range(1, 11)))
+            await store.write(Expire(replies_before=10.0, events=3))
+            assert [event.id for event in await store.events(0, 100)] == [8, 9, 10]
+            assert await store.first_event() == 8
+            await store.write(Expire(replies_before=10.0, events=100))
+            assert await store.first_event() == 8
+        with self.opened(tmp_path) as store:
+            assert [found.key for found in store.load().replies] == ["edge", "new"]
+
+    async def test_the_highest_event_id_outlives_its_event(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as store:
+            store.load()
+            await store.write(*events(1, 2, 3))
+            await store.write(Expire(replies_before=0.0, events=0))
+            assert await store.first_event() == 0
+        with self.opened(tmp_path) as store:
+            assert store.load().last_event == 3
+
+    async def test_a_caller_that_is_cancelled_harms_neither_the_store_nor_the_others(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as store:
+            store.load()
+            tasks = [asyncio.create_task(store.write(Put(replace(SHOP, name=f"a{n}")))) for n in range(20)]
+            await asyncio.sleep(0)
+            for task in tasks[::2]:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        with self.opened(tmp_path) as store:
+            # They had begun, and what has begun is not taken back.
+            assert len(store.load().apps) == 20

@@ -1,0 +1,42 @@
+"""A daemon to be killed: spawns one program through LinuxProcesses, prints its identity as JSON and stays.
+
+Arguments: the branch id, "cgroups" or "session", the nonce, then the program's argv.
+With "keep" before them it does so in a child, and stays itself as the subreaper that the orphans go to.
+"""
+
+import asyncio
+import ctypes
+import json
+import os
+import subprocess
+import sys
+
+from branchd.adapters.cgroup import CgroupRoot
+from branchd.adapters.process import PR_SET_CHILD_SUBREAPER, LinuxProcesses
+from branchd.core.values import Key, Launch
+
+
+def keep(arguments: list[str]) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    subprocess.Popen([sys.executable, "-m", "tests.adapters.process_daemon", *arguments])
+    while True:
+        os.wait()
+
+
+async def serve(branch_id: str, mode: str, nonce: str, *argv: str) -> None:
+    cgroups = CgroupRoot.discover(branch_id) if mode == "cgroups" else None
+    processes = LinuxProcesses(branch_id, cgroups)
+    launch = Launch(argv, "/", {"PATH": os.environ["PATH"]})
+    with open(os.devnull, "wb") as sink:
+        process = processes.spawn(
+            Key("shop", "worker-1"), nonce, launch, sink.fileno(), sink.fileno(), lambda how: None
+        )
+    identity = process.identity
+    print(json.dumps([os.getpid(), identity.boot, identity.pid, identity.started]), flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "keep":
+        keep(sys.argv[2:])
+    asyncio.run(serve(*sys.argv[1:]))

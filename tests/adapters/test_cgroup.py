@@ -1,0 +1,135 @@
+"""Cgroups on the real cgroup2 mount, and how it is found on hosts of other makes."""
+
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from branchd.adapters import cgroup, proc
+from branchd.adapters.cgroup import CgroupRoot, joinable, joining
+from branchd.core.values import Key
+from tests.waiting import until_sync
+
+KEY = Key("shop", "worker-1")
+
+
+@pytest.fixture
+def branch_id() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+def root(branch_id: str) -> Iterator[CgroupRoot]:
+    found = CgroupRoot.discover(branch_id)
+    assert found is not None, "these tests want a cgroup2 mount in which they may make folders"
+    yield found
+    for folder in [*found.folder.iterdir(), found.folder]:
+        if folder.is_dir():
+            folder.rmdir()
+
+
+def test_it_is_made_below_the_daemons_own_with_no_controller(root: CgroupRoot, branch_id: str) -> None:
+    own = proc.cgroup("self")
+    assert own is not None
+    assert root.folder == root.mount / PurePosixPath(own).relative_to(root.top) / f"branchd-{branch_id}"
+    assert (root.folder / "cgroup.subtree_control").read_text().strip() == ""
+
+
+def test_a_member_is_known_killed_and_its_folder_removed(root: CgroupRoot, branch_id: str) -> None:
+    mine = root.of(KEY)
+    door = mine.open()
+    with subprocess.Popen(joining(["/bin/sleep", "1000"]), stdin=door) as sleeper:
+        os.close(door)
+        until_sync(lambda: root.holding(sleeper.pid, branch_id, KEY) == mine)
+        assert root.holding(sleeper.pid, branch_id, Key("shop", "other")) is None
+        assert root.holding(sleeper.pid, "other", KEY) is None
+        mine.remove()
+        assert mine.folder.exists()  # it is in use
+        assert mine.kill()
+        assert sleeper.wait() == -9
+    until_sync(lambda: (mine.remove(), not mine.folder.exists())[1])
+    assert mine.kill()  # there is nothing to kill
+
+
+def test_empty_folders_of_earlier_daemons_are_removed(root: CgroupRoot, branch_id: str) -> None:
+    os.close(root.of(KEY).open())
+    assert CgroupRoot.discover(branch_id) == root
+    assert not root.of(KEY).folder.exists()
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_joining_hands_the_environment_on_unchanged(
+    root: CgroupRoot, shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "SHELL", f"/bin/{shell}")
+    given = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/",
+        "LANG": "C.UTF-8",
+        "TERM": "dumb",
+        "A_1": "x y\n",
+        "SHELL": "/x",
+        "ENV": "/y",
+    }
+    assert joinable(["/usr/bin/env"], given)
+    door = root.of(KEY).open()
+    try:
+        done = subprocess.run(
+            joining(["/usr/bin/env", "-0"]), stdin=door, env=given, capture_output=True, check=True, text=True
+        )
+    finally:
+        os.close(door)
+    assert dict(entry.split("=", 1) for entry in done.stdout.rstrip("\0").split("\0")) == given
+    assert done.stderr == ""
+
+
+def test_a_program_with_an_equals_sign_is_not_given_to_env() -> None:
+    assert not joinable(["/opt/a=b/program"], {})
+
+
+HYBRID = (
+    "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n"
+    "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:4 - cgroup2 cgroup2 rw\n"
+)
+CONTAINER = "41 31 0:38 /system.slice/box /sys/fs/cgroup rw - cgroup2 cgroup rw,nsdelegate\n"
+LEGACY = "32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "own", "inside"),
+    [
+        (HYBRID, "/", "/sys/fs/cgroup/unified"),
+        (HYBRID, "/system.slice/branchd.service", "/sys/fs/cgroup/unified/system.slice/branchd.service"),
+        (CONTAINER, "/system.slice/box/inner", "/sys/fs/cgroup/inner"),
+        (CONTAINER, "/system.slice/other", None),
+        (CONTAINER, "/system.slice/box/../other", None),
+    ],
+)
+def test_where_a_cgroup_is_seen(mounts: str, own: str, inside: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "_magic", lambda path: cgroup.CGROUP2_MAGIC)
+    found = cgroup._mounted(mounts.splitlines())
+    assert found is not None
+    assert cgroup._inside(*found, own) == (inside and Path(inside))
+
+
+def test_a_mount_that_only_says_that_it_is_one_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cgroup._mounted(LEGACY.splitlines()) is None
+    monkeypatch.setattr(cgroup, "_magic", lambda path: 0x01021994)
+    assert cgroup._mounted(HYBRID.splitlines()) is None
+
+
+def test_the_kernel_tells_a_cgroup2_from_a_tmpfs(root: CgroupRoot, tmp_path: Path) -> None:
+    assert cgroup._magic(str(root.mount)) == cgroup.CGROUP2_MAGIC
+    assert cgroup._magic(str(tmp_path)) != cgroup.CGROUP2_MAGIC
+    assert cgroup._magic("/no/such/folder") == 0
+
+
+@pytest.mark.parametrize("own", [None, "/../elsewhere", "/no/such/cgroup"])
+def test_without_a_place_for_them_there_are_none(
+    own: str | None, branch_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proc, "cgroup", lambda pid: own)
+    assert CgroupRoot.discover(branch_id) is None

@@ -1,0 +1,324 @@
+"""The real log files: what they are on disk, when they are looked at, and that nothing of it blocks the loop."""
+
+import asyncio
+import os
+import stat
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+from branchd.adapters import log_reading, logs
+from branchd.adapters.logs import FileLogs, pause
+from branchd.core.errors import SpawnFailed, Unavailable
+from branchd.core.values import Key, Stream
+from tests.adapters.conformance_logs import KEY, LogFilesConformance, collect, write
+from tests.fakes.logs import MemoryLogs
+from tests.waiting import until
+
+#: writes lines of 100 bytes with their numbers: argv is how many, how many a write, seconds between two writes
+WRITER = """
+import os, sys, time
+total, together, pause = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+for first in range(0, total, together):
+    os.write(1, b"".join(b"%099d\\n" % number for number in range(first, min(first + together, total))))
+    time.sleep(pause)
+"""
+
+
+def lines(total: int) -> bytes:
+    return b"".join(b"%099d\n" % number for number in range(total))
+
+
+@pytest.fixture(autouse=True)
+def blockbuster() -> Iterator[BlockBuster]:
+    """Fails what blocks the loop. open() may: its caller needs the descriptors, and it makes one folder."""
+    with blockbuster_ctx("branchd.adapters") as blocking:
+        for function in blocking.functions.values():
+            function.can_block_in("adapters/logs.py", {"open"})
+        yield blocking
+
+
+@pytest.fixture
+async def files(tmp_path: Path) -> AsyncIterator[FileLogs]:
+    made = FileLogs(tmp_path / "logs")
+    yield made
+    await made.close()
+
+
+class TestFileLogs(LogFilesConformance):
+    @pytest.fixture
+    async def logs(self, files: FileLogs, monkeypatch: pytest.MonkeyPatch) -> FileLogs:
+        monkeypatch.setattr(logs, "QUIET", 0.05)
+        monkeypatch.setattr(logs, "FLOOR", 0.01)
+        return files
+
+
+class TestMemoryLogs(LogFilesConformance):
+    @pytest.fixture
+    async def logs(self) -> AsyncIterator[MemoryLogs]:
+        made = MemoryLogs()
+        yield made
+        await made.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "logs" / KEY.app / KEY.name
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "QUIET", 0.05)
+    monkeypatch.setattr(logs, "FLOOR", 0.01)
+    monkeypatch.setattr(logs, "FOLLOW", 0.01)
+
+
+def archives(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.startswith("stdout.log.") and path.suffix[1:].isdigit())
+
+
+async def test_folders_and_files_are_for_their_group_only(files: FileLogs, folder: Path) -> None:
+    write(files, KEY)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder.parent, folder)] == [0o750, 0o750]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {
+        "stdout.log": 0o640,
+        "stderr.log": 0o640,
+    }
+
+
+async def test_joined_output_has_one_file(files: FileLogs, folder: Path) -> None:
+    write(files, KEY, joined=True)
+    assert [path.name for path in folder.iterdir()] == ["stdout.log"]
+
+
+def _symbolic_link(path: Path, elsewhere: Path) -> None:
+    path.symlink_to(elsewhere)
+
+
+def _hard_link(path: Path, elsewhere: Path) -> None:
+    path.hardlink_to(elsewhere)
+
+
+def _pipe(path: Path, _: Path) -> None:
+    os.mkfifo(path)
+
+
+def _folder(path: Path, _: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("put", [_symbolic_link, _hard_link, _pipe, _folder])
+@pytest.mark.parametrize("name", ["stdout.log", "stderr.log"])
+async def test_what_is_no_plain_file_is_refused(files: FileLogs, folder: Path, tmp_path: Path, put, name: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"secret\n")
+    folder.mkdir(parents=True)
+    put(folder / name, elsewhere)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(SpawnFailed, match="not a regular file") as caught:
+        files.open(KEY, False)
+    assert not caught.value.ours
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(Unavailable, match="not a regular file"):
+        await files.tail(KEY, Stream(name.removesuffix(".log")), 10)
+    assert elsewhere.read_bytes() == b"secret\n"
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+async def test_a_link_in_place_of_a_folder_is_refused(files: FileLogs, folder: Path, tmp_path: Path, depth: int) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / KEY.name).mkdir(parents=True)
+    link = (folder.parent, folder)[depth]
+    link.parent.mkdir(parents=True)
+    link.symlink_to((elsewhere, elsewhere / KEY.name)[depth])
+    with pytest.raises(SpawnFailed):
+        files.open(KEY, False)
+    assert list((elsewhere / KEY.name).iterdir()) == []
+
+
+async def test_a_folder_that_cannot_be_made_is_the_machines_fault() -> None:
+    broken = FileLogs(Path("/proc/nowhere"))
+    with pytest.raises(SpawnFailed) as caught:
+        broken.open(KEY, False)
+    assert caught.value.ours
+    await broken.close()
+
+
+async def test_remove_follows_no_links(files: FileLogs, folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_bytes(b"precious")
+    write(files, KEY)
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "inner").mkdir()
+    (folder / "inner" / "link").symlink_to(elsewhere / "precious")
+    await files.remove(KEY)
+    assert not folder.exists()
+    folder.symlink_to(elsewhere)
+    await files.remove(KEY)
+    assert not folder.is_symlink()
+    folder.parent.rmdir()
+    folder.parent.symlink_to(tmp_path)
+    (tmp_path / KEY.name).mkdir()
+    with pytest.raises(Unavailable):
+        await files.remove(KEY)
+    assert (tmp_path / KEY.name).exists()
+    assert (elsewhere / "precious").read_bytes() == b"precious"
+
+
+@pytest.mark.usefixtures("fast")
+async def test_following_across_rotations_is_exact(files: FileLogs, folder: Path) -> None:
+    total = 300_000  # 30 MB
+    out, _ = files.open(KEY, True)
+    files.watch(KEY, rotate_at=1_000_000, keep=1000)
+    following = asyncio.create_task(collect(files.follow(KEY, Stream.STDOUT, 0), b"%099d\n" % (total - 1)))
+    await asyncio.sleep(0)
+    command = [sys.executable, "-c", WRITER, str(total), "500", "0.002"]
+    writer = await asyncio.create_subprocess_exec(*command, stdout=out)
+    os.close(out)
+    assert await following == lines(total)
+    assert await writer.wait() == 0
+    assert len(archives(folder)) > 5
+    assert max(path.stat().st_size for path in archives(folder)) <= 1_000_000
+    assert await files.tail(KEY, Stream.STDOUT, 100_000) == lines(total)[-100_000 * 100 :]
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_backlog_goes_into_several_archives_of_which_the_newest_stay(files: FileLogs, folder: Path) -> None:
+    write(files, KEY, lines(50_000))  # 5 MB
+    files.watch(KEY, rotate_at=500_000, keep=3)
+    await until(lambda: (folder / "stdout.log").stat().st_blocks * 512 <= 500_000 + 4096 and len(archives(folder)) == 3)
+    kept = await files.tail(KEY, Stream.STDOUT, 100_000)
+    assert lines(50_000).endswith(kept)
+    assert len(kept) > 3 * 499_712  # three archives of whole blocks, and the live file
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_slow_follower_is_told_once_how_much_was_rotated_away(files: FileLogs, folder: Path) -> None:
+    write(files, KEY, b"start\n")
+    following = files.follow(KEY, Stream.STDOUT, 10)
+    assert await anext(following) == b"start\n"
+    text = lines(50_000)
+    write(files, KEY, text)
+    files.watch(KEY, rotate_at=500_000, keep=2)
+    await until(lambda: len(archives(folder)) == 2 and archives(folder)[0].name > "stdout.log." + "3500000".zfill(20))
+    gone = int(archives(folder)[0].name.rpartition(".")[2]) - len(b"start\n")
+    assert await anext(following) == b"[branchd: %d bytes were rotated away]\n" % gone
+    assert await collect(following, text[-100:]) == text[gone:]
+
+
+@pytest.mark.usefixtures("fast")
+async def test_following_goes_on_after_the_program_truncated_its_log(files: FileLogs, folder: Path) -> None:
+    write(files, KEY, b"a long beginning\n")
+    following = files.follow(KEY, Stream.STDOUT, 10)
+    assert await anext(following) == b"a long beginning\n"
+    await asyncio.to_thread(os.truncate, folder / "stdout.log", 0)
+    write(files, KEY, b"again\n")
+    assert await anext(following) == b"again\n"
+    write(files, KEY, b"and on\n")
+    assert await collect(following, b"on\n") == b"and on\n"
+
+
+@pytest.mark.usefixtures("fast")
+async def test_watching_again_changes_the_limits_and_forgetting_ends_it(files: FileLogs, folder: Path) -> None:
+    write(files, KEY, lines(5_000))
+    files.watch(KEY, rotate_at=10_000_000, keep=1000)
+    files.watch(KEY, rotate_at=100_000, keep=2)
+    await until(lambda: len(archives(folder)) == 2)
+    files.forget(KEY)
+    assert files._timer is None
+    await until(lambda: files._round is None)
+    before = archives(folder)
+    write(files, KEY, lines(5_000))
+    another = Key(KEY.app, "another")
+    write(files, another, lines(5_000))
+    files.watch(another, 100_000, 2)
+    await until(lambda: len(archives(folder.parent / "another")) == 2)
+    assert archives(folder) == before
+
+
+async def test_nothing_watched_nothing_set(files: FileLogs) -> None:
+    assert files._timer is None
+    files.watch(KEY, 100_000, 3)
+    await until(lambda: files._round is None and files._timer is not None)
+    files.forget(KEY)
+    assert files._timer is None
+
+
+async def test_looks_at_many_idle_logs_fall_together(files: FileLogs, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[int] = []
+    look_at = logs._look_at
+    monkeypatch.setattr(logs, "_look_at", lambda due: (rounds.append(len(due)), look_at(due)))
+    monkeypatch.setattr(logs, "QUIET", 0.5)
+    for number in range(500):
+        files.watch(Key("shop", str(number)), 100_000, 3)
+    await until(lambda: sum(rounds) >= 5000)
+    assert rounds[-3:] == [1000, 1000, 1000]
+
+
+async def test_a_log_that_cannot_be_rotated_does_not_hold_up_others(
+    files: FileLogs, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "QUIET", 0.05)
+    bad = folder.parent / "bad"
+    bad.mkdir(parents=True)
+    (bad / "stdout.log").symlink_to("/etc/passwd")
+    write(files, KEY, lines(5_000))
+    files.watch(Key(KEY.app, "bad"), 100_000, 3)
+    files.watch(KEY, 100_000, 3)
+    await until(lambda: len(archives(folder)) == 3)
+
+
+async def test_a_crashed_rotation_is_finished_when_watching_begins(files: FileLogs, folder: Path) -> None:
+    write(files, KEY, lines(1_000))
+    (folder / f"stdout.log.{0:020d}.0.copying").write_bytes(b"half")
+    files.watch(KEY, 10_000_000, 3)
+    await until(lambda: sorted(path.name for path in folder.iterdir()) == ["stderr.log", "stdout.log"])
+    assert await files.tail(KEY, Stream.STDOUT, 10_000) == lines(1_000)
+
+
+async def test_tail_is_bounded(files: FileLogs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_reading, "MOST_BYTES", 1 << 20)
+    text = lines(50_000)
+    write(files, KEY, text)
+    got = await files.tail(KEY, Stream.STDOUT, 100_000)
+    assert text.endswith(got)
+    assert len(got) % 100 == 0
+    assert (1 << 20) - 100 <= len(got) <= (1 << 20) + log_reading.BLOCK
+    write(files, KEY, b"", b"x" * (3 << 20))
+    assert len(await files.tail(KEY, Stream.STDERR, 1)) == 1 << 20
+    monkeypatch.setattr(log_reading, "MOST_LINES", 100)
+    assert await files.tail(KEY, Stream.STDOUT, 100_000) == text[-100 * 100 :]
+
+
+async def test_close_ends_followers_and_threads(tmp_path: Path) -> None:
+    closing = FileLogs(tmp_path / "logs")
+    write(closing, KEY, b"one\n")
+    closing.watch(KEY, 100_000, 3)
+    following = closing.follow(KEY, Stream.STDOUT, 10)
+    assert await anext(following) == b"one\n"
+    await closing.close()
+    with pytest.raises(StopAsyncIteration):
+        await anext(following)
+    assert closing._timer is None
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("log-")] == []
+
+
+@pytest.mark.parametrize(
+    ("backlog", "rate", "expected"),
+    [
+        (0, 0, logs.QUIET),
+        (5, -3, logs.QUIET),
+        (0, 1, logs.QUIET),
+        (90, 1, 5),
+        (90, 10, 0.5),
+        (99, 10, logs.FLOOR),
+        (500, 10, logs.FLOOR),
+    ],
+)
+def test_the_next_look_comes_in_half_the_time_till_the_limit(backlog: int, rate: float, expected: float) -> None:
+    assert pause(backlog, rate, rotate_at=100) == expected

@@ -1,0 +1,67 @@
+"""`make bench`: branchd beside supervisord in one run, and the floors of this machine.
+
+Writes results.json and results.md beside this file and prints the latter. Takes about ten minutes on a quiet machine;
+root and a kernel with CONFIG_PROC_EVENTS are needed. Only processes that it started are ended, and nothing listens but
+on unix sockets in a temporary folder.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.bench import observe
+from tests.bench.measures import MEASURES, Figures, floors
+from tests.bench.report import markdown
+from tests.bench.supervisors import Branchd, Loop, Supervisor, Supervisord
+
+HERE = Path(__file__).parent
+
+
+def main() -> int:
+    """The exit status: 1 when a measure failed, whose figures are then missing."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=[*MEASURES, "floors"], default=[*MEASURES, "floors"])
+    parser.add_argument(
+        "--supervisors", nargs="+", choices=["branchd", "supervisord"], default=["branchd", "supervisord"]
+    )
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for results.json and results.md")
+    arguments = parser.parse_args()
+    observe.become_subreaper()
+
+    failed = False
+    figures: dict[str, Figures] = {}
+    noise: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="branchd-bench-") as folder:
+        supervisors: list[Supervisor] = [kind(Path(folder)) for kind in (Branchd, Supervisord)]
+        supervisors = [supervisor for supervisor in supervisors if supervisor.name in arguments.supervisors]
+        runs = [(MEASURES[name], each) for name in MEASURES if name in arguments.only for each in supervisors]
+        if "floors" in arguments.only:
+            runs.append((floors, Loop(Path(folder))))
+        for measure, supervisor in runs:
+            label = f"{supervisor.name} {measure.__name__}"
+            noise[label] = observe.busy()
+            print(f"{label} ...", file=sys.stderr, flush=True)
+            try:
+                figures.setdefault(supervisor.name, {}).update(measure(supervisor))
+            except Exception as error:  # noqa: BLE001  one measure that fails must not lose the others
+                print(f"{label}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                failed = True
+                supervisor.end()
+        book = {
+            "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()},
+            "versions": {supervisor.name: supervisor.version for supervisor in supervisors},
+            "figures": figures,
+            "busy_before": noise,
+        }
+    (arguments.out / "results.json").write_text(json.dumps(book, indent=1) + "\n")
+    (arguments.out / "results.md").write_text(markdown(book))
+    print(markdown(book))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

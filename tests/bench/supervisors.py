@@ -1,0 +1,261 @@
+"""The supervisors that are compared: how to prepare, start and ask each of them, all at their defaults.
+
+A measure sees only the Supervisor class; what a supervisor is called and speaks stays here.
+"""
+
+import contextlib
+import http.client
+import importlib.metadata
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tests.bench import observe
+
+#: seconds for an answer, and for an orderly end
+PATIENCE = 60
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket, kept open between requests."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = str(path)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+    def ask(self, method: str, path: str, body: bytes | None, content_type: str) -> bytes:
+        """The body of the answer; RuntimeError unless it is a success."""
+        headers = {"Connection": "keep-alive"} | ({"Content-Type": content_type} if body is not None else {})
+        self.request(method, path, body, headers)
+        answer = self.getresponse()
+        text = answer.read()
+        if answer.status >= 300:
+            raise RuntimeError(f"{method} {path}: {answer.status} {text.decode(errors='replace')}")
+        return text
+
+
+class Supervisor(ABC):
+    """One supervisor. Its services are named s0000, s0001, ... and each runs observe.child_argv(number)."""
+
+    name: ClassVar[str]
+
+    def __init__(self, scratch: Path) -> None:
+        self.home = scratch / self.name
+        self.socket = self.home / "api.sock"
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self._connection: UnixConnection | None = None
+
+    @property
+    @abstractmethod
+    def version(self) -> str: ...
+
+    @abstractmethod
+    def prepare(self, count: int) -> None:
+        """Writes what a cold start with so many services needs, all of them wanted up, into an empty `home`."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Starts the daemon and returns at once."""
+
+    @abstractmethod
+    def ping(self) -> None:
+        """A cheap question; some error while the API does not answer."""
+
+    @abstractmethod
+    def status_of_all(self) -> int:
+        """Asks for the status of all services; how many of them it says are running."""
+
+    @abstractmethod
+    def status_of_one(self, name: str) -> bool:
+        """Asks for the status of one service; whether it says that it is running."""
+
+    def end(self) -> None:
+        """An orderly end, and then whatever is left."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._daemon is not None:
+            self._daemon.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._daemon.wait(PATIENCE)
+            self._daemon = None
+        observe.clean_up()
+
+    def wait_for_api(self) -> None:
+        """Returns when the API has answered; RuntimeError with the daemon's last words when it does not."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.ping()
+            except (OSError, http.client.HTTPException, RuntimeError) as error:
+                if time.monotonic() > until or (self._daemon is not None and self._daemon.poll() is not None):
+                    words = (self.home / "output").read_text(errors="replace")[-2000:]
+                    raise RuntimeError(f"{self.name} does not answer: {error}\n{words}") from error
+                self._connection = None
+                time.sleep(0.001)
+
+    def _empty_home(self) -> None:
+        shutil.rmtree(self.home, ignore_errors=True)
+        self.home.mkdir(parents=True)
+
+    def _launch(self, *argv: str) -> None:
+        with (self.home / "output").open("ab") as output:
+            self._daemon = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.home, start_new_session=True
+            )
+
+    def _ask(self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json") -> bytes:
+        if self._connection is None:
+            self._connection = UnixConnection(self.socket)
+        return self._connection.ask(method, path, body, content_type)
+
+
+class Branchd(Supervisor):
+    name = "branchd"
+
+    @property
+    def version(self) -> str:
+        return importlib.metadata.version("branchd")
+
+    def prepare(self, count: int) -> None:
+        """The services are created over the API, once for each count, and every start gets a copy of that state."""
+        template = self.home.with_name(f"branchd-{count}")
+        if not template.exists():
+            self._empty_home()
+            (self.home / "branchd.toml").write_text("[branch]\nslots = 100000\n")
+            self.start()
+            self.wait_for_api()
+            self._send("PUT", "/v1/apps/bench", {"kind": "command", "command": observe.child_argv(0)})
+            for index in range(count):
+                instance = {"name": f"s{index:04d}", "command": observe.child_argv(index)}
+                self._send("POST", "/v1/apps/bench/instances", instance)
+            self.end()
+            shutil.copytree(self.home, template, ignore=shutil.ignore_patterns("*.sock"))
+        self._empty_home()
+        shutil.copytree(template, self.home, dirs_exist_ok=True)
+
+    def start(self) -> None:
+        program = f"{sys.prefix}/bin/branchd"
+        folders = ["--state", f"{self.home}/state", "--run", f"{self.home}/run"]
+        self._launch(
+            program, "run", *folders, "--listen", f"unix:{self.socket}", "--config", f"{self.home}/branchd.toml"
+        )
+
+    def ping(self) -> None:
+        self._ask("GET", "/v1/instances?limit=1")
+
+    def status_of_all(self) -> int:
+        items = json.loads(self._ask("GET", "/v1/instances?limit=1000"))["items"]
+        return sum(item["status"]["state"] == "RUNNING" for item in items)
+
+    def status_of_one(self, name: str) -> bool:
+        status = json.loads(self._ask("GET", f"/v1/apps/bench/instances/{name}"))["status"]
+        return bool(status["state"] == "RUNNING")
+
+    def _send(self, method: str, path: str, body: object) -> None:
+        self._ask(method, path, json.dumps(body).encode())
+
+
+class Supervisord(Supervisor):
+    name = "supervisord"
+
+    @property
+    def version(self) -> str:
+        return importlib.metadata.version("supervisor")
+
+    def prepare(self, count: int) -> None:
+        self._empty_home()
+        lines = [
+            "[supervisord]\nnodaemon=true\nlogfile=%(here)s/log\npidfile=%(here)s/pid\nchildlogdir=%(here)s",
+            f"[unix_http_server]\nfile={self.socket}",
+            "[rpcinterface:supervisor]",
+            "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
+        ]
+        lines += [f"[program:s{index:04d}]\ncommand={' '.join(observe.child_argv(index))}" for index in range(count)]
+        (self.home / "supervisord.conf").write_text("\n".join(lines) + "\n")
+
+    def start(self) -> None:
+        self._launch(f"{sys.prefix}/bin/supervisord", "-c", f"{self.home}/supervisord.conf")
+
+    def ping(self) -> None:
+        self._call("getState")
+
+    def status_of_all(self) -> int:
+        return sum(info["statename"] == "RUNNING" for info in self._call("getAllProcessInfo"))
+
+    def status_of_one(self, name: str) -> bool:
+        return bool(self._call("getProcessInfo", name)["statename"] == "RUNNING")
+
+    def _call(self, method: str, *arguments: str) -> Any:
+        body = xmlrpc.client.dumps(arguments, f"supervisor.{method}").encode()
+        return xmlrpc.client.loads(self._ask("POST", "/RPC2", body, "text/xml").decode())[0][0]
+
+
+class Loop(Supervisor):
+    """No supervisor at all but the least that one has to do: start, poll the pidfds, start again. The floor."""
+
+    name = "pidfd loop"
+    version = sys.version.split()[0]
+
+    def prepare(self, count: int) -> None:
+        self._empty_home()
+        self._count = count
+
+    def start(self) -> None:
+        fork(lambda: _restart_for_ever(self._count))
+
+    def ping(self) -> None:
+        """It has no API."""
+
+    def status_of_all(self) -> int:
+        raise NotImplementedError
+
+    def status_of_one(self, name: str) -> bool:
+        raise NotImplementedError
+
+
+def _restart_for_ever(count: int) -> None:
+    poller = select.poll()
+    indexes: dict[int, tuple[int, int]] = {}
+
+    def spawn(index: int) -> None:
+        pid = os.posix_spawn(observe.SLEEP, observe.child_argv(index), os.environ)
+        descriptor = os.pidfd_open(pid)
+        indexes[descriptor] = index, pid
+        poller.register(descriptor, select.POLLIN)
+
+    for index in range(count):
+        spawn(index)
+    while True:
+        for descriptor, _ in poller.poll():
+            index, pid = indexes.pop(descriptor)
+            poller.unregister(descriptor)
+            os.close(descriptor)
+            os.waitpid(pid, 0)
+            spawn(index)
+
+
+def fork(work: Callable[[], None]) -> None:
+    """Does the work in a process of its own, which stays until it is killed."""
+    if not os.fork():
+        try:
+            work()
+            signal.pause()
+        finally:
+            os._exit(1)

@@ -1,0 +1,29 @@
+"""What tests of several rooms share: brokers. Missing software fails a test in words; nothing is skipped."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rabbitmq import RabbitMQ
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """One that runs for all tests: use names of your own in it."""
+    broker = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.stop()
+
+
+@pytest.fixture
+def own_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """One for tests that stop, kill or restart it; it runs."""
+    broker = RabbitMQ(tmp_path_factory.mktemp("own-rabbitmq"))
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.stop()

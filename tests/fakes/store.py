@@ -1,0 +1,112 @@
+"""Store in memory, for tests of who uses the port: passes tests/adapters/conformance_store.py."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from branchd.branch.records import (
+    AppRecord,
+    Change,
+    EventRecord,
+    Expire,
+    InstanceRecord,
+    Put,
+    QueueRecord,
+    Record,
+    RemoveApp,
+    RemoveInstance,
+    RemoveQueue,
+    RemoveToken,
+    ReplyRecord,
+    RunRecord,
+    Snapshot,
+    TokenRecord,
+)
+from branchd.core.errors import Conflict, StorageFailed
+
+#: records by their class and key
+Tables = dict[type, dict[Any, Any]]
+
+_KINDS = (AppRecord, QueueRecord, InstanceRecord, RunRecord, TokenRecord, EventRecord, ReplyRecord)
+
+
+class MemoryStore:
+    """A daemon that starts again calls load() of the same store again."""
+
+    def __init__(self, branch_id: str = "0123456789abcdef0123456789abcdef") -> None:
+        self.full = False  #: as if the disk were full: no write is kept
+        self.writes: list[tuple[Change, ...]] = []  #: what was kept, in order
+        self._branch_id = branch_id
+        self._last_event = 0
+        self._tables: Tables = {kind: {} for kind in _KINDS}
+
+    def load(self) -> Snapshot:
+        return Snapshot(
+            branch_id=self._branch_id,
+            apps=self._sorted(AppRecord),
+            queues=self._sorted(QueueRecord),
+            instances=self._sorted(InstanceRecord),
+            runs=self._sorted(RunRecord),
+            tokens=self._sorted(TokenRecord),
+            replies=self._sorted(ReplyRecord),
+            last_event=self._last_event,
+        )
+
+    async def write(self, *changes: Change) -> None:
+        if self.full:
+            raise StorageFailed("the store is full", "free space on the disk; running instances go on")
+        tables = {kind: dict(records) for kind, records in self._tables.items()}
+        for change in changes:
+            _apply(tables, change)
+        self._tables = tables
+        self._last_event = max([self._last_event, *tables[EventRecord]])
+        self.writes.append(changes)
+
+    async def events(self, after: int, limit: int) -> Sequence[EventRecord]:
+        return [event for event in self._sorted(EventRecord) if event.id > after][:limit]
+
+    async def first_event(self) -> int:
+        return min(self._tables[EventRecord], default=0)
+
+    def _sorted(self, kind: type) -> tuple[Any, ...]:
+        return tuple(record for _, record in sorted(self._tables[kind].items()))
+
+
+def _apply(tables: Tables, change: Change) -> None:
+    match change:
+        case Put(QueueRecord(app=app)) if app not in tables[AppRecord]:
+            raise Conflict(f"there is no app {app}")
+        case Put(RunRecord(key=key)) if key not in tables[InstanceRecord]:
+            raise Conflict(f"there is no instance {key}")
+        case Put(record):
+            tables[type(record)][_key(record)] = record
+        case RemoveApp(name):
+            tables[AppRecord].pop(name, None)
+            for queue in [key for key in tables[QueueRecord] if key[0] == name]:
+                del tables[QueueRecord][queue]
+        case RemoveQueue(app, name):
+            tables[QueueRecord].pop((app, name), None)
+        case RemoveInstance(key):
+            tables[InstanceRecord].pop(key, None)
+            tables[RunRecord].pop(key, None)
+        case RemoveToken(identifier):
+            tables[TokenRecord].pop(identifier, None)
+        case Expire(replies_before, events):
+            for key, reply in list(tables[ReplyRecord].items()):
+                if reply.at < replies_before:
+                    del tables[ReplyRecord][key]
+            for event in sorted(tables[EventRecord], reverse=True)[events:]:
+                del tables[EventRecord][event]
+
+
+def _key(record: Record) -> Any:
+    match record:
+        case AppRecord():
+            return record.name
+        case QueueRecord():
+            return record.app, record.queue.name
+        case InstanceRecord() | RunRecord():
+            return record.key
+        case TokenRecord() | EventRecord():
+            return record.id
+        case ReplyRecord():
+            return record.principal, record.key
