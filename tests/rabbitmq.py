@@ -1,4 +1,4 @@
-"""A private RabbitMQ in a folder of its own: any user, free ports of the loopback interface, stopped by its own pids."""
+"""A private RabbitMQ in a folder of its own: any user, free ports of the loopback interface, ended by its own pids."""
 
 import os
 import secrets

@@ -207,7 +207,7 @@ class AgentChannel:
     def _complain(self, pid: int, worker: Worker, error: BrokeRules) -> None:
         if not worker.complained:
             worker.complained = True
-            log.warning("agent-disconnected", pid=pid, reason=str(error))
+            log.warning("agent-disconnected", pid=pid, reason=str(error)[:200])
 
     def _disconnect(self, worker: Worker) -> None:
         connection, worker.connection = worker.connection, None

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 
 from branchd.adapters import proc
+from branchd.adapters.precheck import account_of
 from branchd.core.values import Identity
 
 
@@ -33,6 +34,10 @@ class LocalHost:
             "memory_total": memory.total,
             "disk_free": disk.free / disk.total,
         }
+
+    def account(self, user: str | None) -> tuple[str, str]:
+        account = account_of(user)
+        return account.pw_dir, account.pw_name
 
     def usage(self, identity: Identity) -> Mapping[str, float] | None:
         main = proc.stat(identity.pid)

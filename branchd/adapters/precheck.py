@@ -33,14 +33,20 @@ class Credentials:
         return status.st_mode & bits == bits
 
 
+def account_of(user: str | None) -> pwd.struct_passwd:
+    """None means the daemon's own. SpawnFailed when there is none."""
+    try:
+        return pwd.getpwuid(os.geteuid()) if user is None else pwd.getpwnam(user)
+    except (KeyError, ValueError):
+        whose = f"user id {os.geteuid()} of the daemon" if user is None else f"user {user!r}"
+        raise SpawnFailed(f"{whose} does not exist on this machine", "create it, or change `user`") from None
+
+
 def credentials(user: str | None, group: str | None) -> Credentials | None:
     """Whom to switch to; None when the child stays what the daemon is. SpawnFailed when unknown, or when not root."""
     if user is None and group is None:
         return None
-    try:
-        account = pwd.getpwuid(os.geteuid()) if user is None else pwd.getpwnam(user)
-    except (KeyError, ValueError):
-        raise SpawnFailed(f"user {user!r} does not exist on this machine", "create it, or change `user`") from None
+    account = account_of(user)
     try:
         gid = account.pw_gid if group is None else grp.getgrnam(group).gr_gid
     except (KeyError, ValueError):

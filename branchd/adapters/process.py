@@ -71,7 +71,7 @@ class LinuxProcess:
 
 
 class LinuxProcesses:
-    """Must be made in the main thread, in the running loop: it takes SIGCHLD, and makes this process a child subreaper.
+    """Must be made in the running loop. Makes this process a child subreaper.
 
     With `cgroups` None trees are killed by session, descent and mark alone.
     """

@@ -15,7 +15,7 @@ from branchd.core.values import Exit
 FIRST_LOOK = 0.002
 #: seconds after which the status of somebody else's child counts as unknown: its parent does not reap it
 STATUS_PATIENCE = 2.0
-#: seconds between two looks at zombies that nobody asked for, so that those who have a use for them reap them first:
+#: seconds between two looks for zombies that nobody waits for; those who have a use for one have that long to reap it:
 #: other starters of processes in this daemon, and the adoption that follows a re-exec
 ORPHAN_PATIENCE = 1.0
 
@@ -93,38 +93,36 @@ def foreign_status(pidfd: int) -> Exit | None:
 class OrphanReaper:
     """Reaps the zombies that came to this process as a subreaper, or as PID 1, and that nobody waits for.
 
-    A zombie that is still there at the second look is an orphan. waitid(P_ALL) would be quicker, and would take the
-    status of a child away from whoever else in this daemon started it. However many end at once, it is one look.
+    Not on SIGCHLD: each is a byte in the loop's wakeup socket, some hundred at once fill it, and a TERM that comes then
+    is lost. Not whatever waitid(P_ALL) offers: it may be the child of another part of this daemon, which waits for it.
+    What is still a zombie at the second look is an orphan. A look costs one call when there are no zombies.
     """
 
     def __init__(self, waited_for: Container[int]) -> None:
         self._loop = asyncio.get_running_loop()
         self._waited_for = waited_for
-        self._seen: frozenset[tuple[int, int]] = frozenset()
-        self._next: asyncio.TimerHandle | None = None
-        self._loop.add_signal_handler(signal.SIGCHLD, self._look_soon)
-        self._look_soon()  # what ended before there was a handler
+        self._seen: set[tuple[int, int]] = set()
+        self._next = self._loop.call_later(ORPHAN_PATIENCE, self._look)
 
     def close(self) -> None:
-        self._loop.remove_signal_handler(signal.SIGCHLD)
-        if self._next is not None:
-            self._next.cancel()
+        self._next.cancel()
 
     def orphans(self) -> list[proc.Stat]:
         """Our children that are no main process of an instance, zombies too."""
         unknown = (pid for pid in proc.children(os.getpid()) if pid not in self._waited_for)
         return [stat for pid in unknown if (stat := proc.stat(pid)) is not None]
 
-    def _look_soon(self) -> None:
-        if self._next is None:
-            self._next = self._loop.call_later(ORPHAN_PATIENCE, self._look)
-
     def _look(self) -> None:
-        self._next = None
-        zombies = {(stat.pid, stat.started) for stat in self.orphans() if stat.state == "Z"}
+        self._next = self._loop.call_later(ORPHAN_PATIENCE, self._look)
+        zombies = {(stat.pid, stat.started) for stat in self.orphans() if stat.ended} if _has_zombies() else set()
         for pid, _ in zombies & self._seen:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-        self._seen = frozenset(zombies - self._seen)
-        if self._seen:
-            self._look_soon()
+        self._seen = zombies - self._seen
+
+
+def _has_zombies() -> bool:
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False

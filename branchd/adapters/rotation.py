@@ -1,4 +1,4 @@
-"""Rotation of a log that a program appends to, without asking it: not a byte is lost or doubled, whoever is killed when.
+"""Rotation of a log that a program appends to, without asking it: not a byte is lost or doubled, whoever dies when.
 
 The head of the live file is copied to an archive, then cut off under the program's hands. The name of the archive is
 the journal: a rename is atomic, and puts into one step what a journal beside it would need two for. Each phase can be

@@ -173,10 +173,13 @@ class SqliteStore:
 
     def _within_savepoint(self, work: _Work, connection: sqlite3.Connection) -> _Outcome:
         connection.execute("SAVEPOINT one_write")
-        outcome = self._outcome(work, connection)
-        if outcome.error is not None:
-            # On a full disk SQLite may have rolled back everything by itself; then this fails, and with it the group.
+        try:
+            outcome = _Outcome(work(connection))
+        except Exception as error:
+            if not connection.in_transaction:
+                raise  # SQLite has rolled back the whole group by itself, as it may on a full disk
             connection.execute("ROLLBACK TO one_write")
+            outcome = _Outcome(error=self._in_words(error))
         connection.execute("RELEASE one_write")
         return outcome
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from branchd.api.encoded import encoded
-from branchd.api.parameters import Parameter, Unfit, Form, text, whole
+from branchd.api.parameters import Form, Parameter, Unfit, text, whole
 from branchd.api.routing import Call
 from branchd.core.errors import NotFound, Stale
 from branchd.wire import json

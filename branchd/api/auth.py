@@ -1,6 +1,7 @@
 """Who sends a request, and whether a browser was tricked into sending it.
 
-On the unix socket the kernel tells the peer's uid and groups; on TCP a token does. What a principal may do is core/access.py's.
+On the unix socket the kernel tells the peer's uid and groups; on TCP a token does. What a principal may do is
+the routes' business.
 """
 
 import grp

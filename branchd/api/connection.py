@@ -1,13 +1,14 @@
 """One connection: aiohttp's protocol, with our problems for what is not HTTP, a bound, and word of its end."""
 
+import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
 
-import asyncio
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from branchd.api import problems
+from branchd.core.errors import BranchdError
 
 #: of one listener; each costs a descriptor and some 20 KiB
 MOST_CONNECTIONS = 1000
@@ -25,12 +26,12 @@ LINE_LIMIT = 8190
 MOST_HEADERS = 100
 
 
-class Connection(web.RequestHandler[web.Request]):
+class Connection(web.RequestHandler):
     """`peers` holds the connections of the same listener."""
 
     __slots__ = ("_on_lost", "_peers")
 
-    def __init__(self, manager: web.Server[web.Request], loop: asyncio.AbstractEventLoop, peers: "set[Connection]"):
+    def __init__(self, manager: web.Server, loop: asyncio.AbstractEventLoop, peers: "set[Connection]"):
         super().__init__(
             manager,
             loop=loop,
@@ -72,7 +73,7 @@ class Connection(web.RequestHandler[web.Request]):
         message: str | None = None,
     ) -> web.StreamResponse:
         """What aiohttp's parser, or a hole in edge.py, has to say."""
-        error: problems.BranchdError
+        error: BranchdError
         if isinstance(exc, LineTooLong):
             error = problems.HeadersTooLarge(f"a line is longer than {LINE_LIMIT} bytes")
         elif status < HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -12,7 +12,7 @@ from branchd.api.auth import Guard
 from branchd.api.problems import NoSuchPath, WrongMethod
 from branchd.api.routing import Call, House, Route
 from branchd.core.access import Principal, Scope
-from branchd.core.errors import BranchdError, Denied, Fault, Invalid
+from branchd.core.errors import BranchdError, Denied, Invalid, Unavailable
 from branchd.core.faults import name_fault, queue_fault
 
 AiohttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -39,6 +39,8 @@ class Edge:
             if route.scope is not None:
                 principal = self._guard.principal(request)
                 _check_scope(principal, route.scope)
+            if route.changes and not self._house.service.ready:
+                raise Unavailable("; ".join(self._house.service.problems()))
             _check_names(request.match_info)
             values = parameters.read(route.query, request.query)
             value = await body.read(request, route, self._house.settings.body_limit)
@@ -101,5 +103,3 @@ def _from_aiohttp(error: web.HTTPException, request: web.Request) -> BranchdErro
 
 def _where(request: web.Request) -> str:
     return f"{request.method} {request.raw_path[:1000]!r}"
-
-

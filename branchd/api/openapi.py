@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the routes and from the dataclasses that they name. Built when first asked for."""
+"""The OpenAPI 3.1 document, made from the routes and the dataclasses that they name, when it is first asked for."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ from branchd.api.problems import (
     WrongHost,
 )
 from branchd.api.routing import Route, Text
-from branchd.core.errors import BranchdError, Denied, Invalid, NotFound, StorageFailed
+from branchd.core.errors import BranchdError, Denied, Invalid, NotFound, StorageFailed, Unavailable
 from branchd.core.faults import NAME
 from branchd.wire.decode import adapter
 
@@ -68,9 +68,7 @@ def _schemas(routes: list[Route]) -> tuple[Mapping[tuple[Any, Mode], Json], Json
         for shape in route.returns.values():
             if isinstance(_item(shape), type):
                 wanted[_item(shape), "serialization"] = None
-    inputs: list[tuple[tuple[Any, Mode], Mode, TypeAdapter[Any]]] = [
-        (key, key[1], adapter(key[0])) for key in wanted
-    ]
+    inputs: list[tuple[tuple[Any, Mode], Mode, TypeAdapter[Any]]] = [(key, key[1], adapter(key[0])) for key in wanted]
     schemas, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REFERENCE)
     return {key: schema for (key, _), schema in schemas.items()}, definitions.get("$defs", {})
 
@@ -146,8 +144,8 @@ def possible(route: Route) -> list[type[BranchdError]]:
     if "{" in route.path:
         found.append(NotFound)
     found += [BrokenJson, TooLarge, TooSlow, NotJson]
-    if route.method != "GET":
-        found.append(StorageFailed)
+    if route.changes:
+        found += [Unavailable, StorageFailed]
     if route.streams:
         found.append(TooMany)
     return found

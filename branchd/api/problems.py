@@ -1,7 +1,7 @@
-"""Every error that the API answers with: one table from its class to a status, a slug and a title; and the answer itself.
+"""Every error that the API answers with: one table from its class to a status, a slug and a title; and the answer.
 
-Errors that only an HTTP server can have are defined here, the others in core/errors.py. docs/problems.md has a section for
-each slug. No traceback leaves: what was not foreseen is logged under an id, and the answer shows the id.
+Errors that only an HTTP server can have are defined here, the others in core/errors.py. docs/problems.md has a section
+for each slug. No traceback leaves: what was not foreseen is logged under an id, and the answer shows the id.
 """
 
 import secrets

@@ -30,6 +30,7 @@ class House:
     settings: HttpSettings
     streams: Streams
     encoded: Encoded
+    document: Callable[[], bytes]  #: the OpenAPI document
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,12 @@ class Route:
 
     @property
     def name(self) -> str:
-        return self.handler.__name__  # type: ignore[attr-defined]  # handlers are functions
+        return self.handler.__name__
+
+    @property
+    def changes(self) -> bool:
+        """Whether it may change anything; a GET never does."""
+        return self.method != "GET"
 
     @property
     def summary(self) -> str:

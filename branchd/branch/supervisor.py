@@ -280,7 +280,7 @@ class Supervisor:
             with world.logs.open(self.key, self.spec.logs.stderr is Stderr.JOIN) as (stdout, stderr):
                 process = world.processes.spawn(self.key, self.run.nonce, launch, stdout, stderr, self._exit_of(run))
         except SpawnFailed as failure:
-            reason = ": ".join(filter(None, (failure.detail, failure.hint)))
+            reason = ": ".join(filter(None, (failure.detail, failure.hint))).encode(errors="replace").decode()
             return Event(Symbol.SPAWN_FAILED, run, reason=reason, ours=failure.ours)
         self.run = replace(
             self.run,

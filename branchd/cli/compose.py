@@ -6,7 +6,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -61,7 +60,7 @@ async def _serve(config: Config, state: StateFolder, notifier: Notifier) -> int:
         processes = LinuxProcesses(snapshot.branch_id, CgroupRoot.discover(snapshot.branch_id))
         stack.callback(processes.close)
         logs = FileLogs(_folder(config.branch.logs))
-        stack.callback(logs.close)
+        stack.push_async_callback(logs.close)
         channel = AgentChannel(run_folder / AGENT_SOCKET)
         stack.callback(channel.close)
         host = LocalHost(config.branch.state)
@@ -102,13 +101,12 @@ async def _serve(config: Config, state: StateFolder, notifier: Notifier) -> int:
         log.info("ready", branch=service.name, listening=list(server.addresses), version=__version__)
         notifier.ready()
         notifier.status(f"branch {service.name}, {len(service.instances())} instances")
-        watchdog = _watchdog(notifier)
+        _watchdog(notifier)
         await stopping.wait()
 
         log.info("stopping", instances=len(service.instances()))
         notifier.stopping()
         await service.end()
-        watchdog()
         log.info("stopped")
         return 0
 
@@ -129,20 +127,11 @@ def _on_signals(service: Service, stopping: asyncio.Event) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _watchdog(notifier: Notifier) -> Callable[[], None]:
-    """Tells the service manager from the loop itself that the loop turns; returns what ends that."""
-    interval = notifier.watchdog_interval
-    if interval is None:
-        return lambda: None
-    loop = asyncio.get_running_loop()
-    handle: list[asyncio.TimerHandle] = []
-
-    def beat() -> None:
+def _watchdog(notifier: Notifier) -> None:
+    """Tells the service manager from the loop itself that the loop turns, for as long as it does."""
+    if notifier.watchdog_interval is not None:
         notifier.watchdog()
-        handle[:] = [loop.call_later(interval, beat)]
-
-    beat()
-    return lambda: handle[0].cancel()
+        asyncio.get_running_loop().call_later(notifier.watchdog_interval, _watchdog, notifier)
 
 
 def _folder(path: Path) -> Path:
@@ -150,7 +139,9 @@ def _folder(path: Path) -> Path:
     try:
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
-        raise Fatal(f"cannot make the folder {path}: {error.strerror}", "choose another, or make it yourself") from error
+        raise Fatal(
+            f"cannot make the folder {path}: {error.strerror}", "choose another, or make it yourself"
+        ) from error
     return path
 
 

@@ -248,4 +248,3 @@ def _file_fault(key: str, path: Path | None) -> Iterator[Fault]:
             path.open("rb").close()
         except OSError as error:
             yield Fault(f"/{key}", f"{path} cannot be read: {error.strerror}")
-

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import click
@@ -17,55 +18,30 @@ STATES = ("STOPPED", "STARTING", "RUNNING", "BACKOFF", "STOPPING", "EXITED", "FA
 Command = Callable[..., Any]
 
 
-class Duration(click.ParamType):
-    """Seconds as a number, from such as 90, 1.5s, 2m, 1h or 30d."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, int | float):
-            return float(value)
-        match = _DURATION.fullmatch(value)
-        if match is None:
-            self.fail(f"{value!r} is not a duration such as 90, 30s or 2m", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
+def duration(text: str) -> float:
+    """Seconds."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not a duration such as 90, 30s or 2m")
+    return float(match[1]) * _UNITS[match[2]]
 
 
-class Pair(click.ParamType):
-    """NAME=VALUE."""
-
-    name = "name=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        name, separator, content = value.partition("=")
-        if not separator or not name:
-            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
-        return name, content
+def pair(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
-class Labels(click.ParamType):
-    """NAME=VALUE[,NAME=VALUE]..."""
-
-    name = "labels"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        if isinstance(value, tuple):
-            return value
-        return tuple(Pair().convert(part, param, ctx) for part in value.split(","))
+def pairs(text: str) -> list[tuple[str, str]]:
+    return [pair(part) for part in text.split(",")]
 
 
-class Range(click.ParamType):
-    """MIN,MAX."""
-
-    name = "min,max"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        match = re.fullmatch(r"(\d{1,9}),(\d{1,9})", value, re.ASCII) if isinstance(value, str) else None
-        if match is None:
-            self.fail(f"{value!r} is not MIN,MAX such as 1,4", param, ctx)
-        return int(match[1]), int(match[2])
+def bounds(text: str) -> dict[str, int]:
+    match = re.fullmatch(r"(\d{1,9}),(\d{1,9})", text, re.ASCII)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not MIN,MAX such as 1,4")
+    return {"min": int(match[1]), "max": int(match[2])}
 
 
 def output(command: Command) -> Command:
@@ -77,7 +53,12 @@ def output(command: Command) -> Command:
 def waiting(default: bool = True) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         command = click.option(
-            "--timeout", type=Duration(), default="60s", show_default=True, help="How long to wait at most."
+            "--timeout",
+            type=duration,
+            metavar="TIME",
+            default="60s",
+            show_default=True,
+            help="How long to wait at most.",
         )(command)
         return click.option(
             "--wait/--no-wait", default=default, show_default=True, help="Whether to return only when it is done."
@@ -90,25 +71,29 @@ def selecting(required: bool) -> Callable[[Command], Command]:
     """Gives the command `selection`. Required: it must be said which are meant, for all of them --all."""
 
     def decorate(command: Command) -> Command:
+        @wraps(command)
         def selected(
-            selectors: tuple[str, ...], labels: tuple[Any, ...], states: tuple[str, ...], everything: bool, **rest: Any
+            selectors: tuple[str, ...],
+            labels: tuple[list[tuple[str, str]], ...],
+            states: tuple[str, ...],
+            everything: bool,
+            **rest: Any,
         ) -> Any:
-            given = bool(selectors or labels or states)
+            some = bool(selectors or labels or states)
             if everything and selectors:
                 raise click.UsageError("--all and a SELECTOR exclude each other")
-            if required and not given and not everything:
+            if required and not some and not everything:
                 raise click.UsageError("say which instances: a SELECTOR such as shop:mail-1, -l, --state or --all")
-            wanted = tuple(pair for group in labels for pair in group)
+            wanted = tuple(label for given in labels for label in given)
             return command(selection=Selection(patterns(selectors), wanted, frozenset(states)), **rest)
 
-        selected.__doc__, selected.__name__ = command.__doc__, command.__name__
-        selected.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
         wrapped: Command = selected
         for option in (
             click.option("--all", "everything", is_flag=True, help="All instances."),
             click.option("--state", "states", multiple=True, type=click.Choice(STATES, case_sensitive=False),
                          help="Those in this state; may be repeated."),
-            click.option("-l", "--label", "labels", multiple=True, type=Labels(), help="Those with this NAME=VALUE."),
+            click.option("-l", "--label", "labels", multiple=True, type=pairs, metavar="NAME=VALUE",
+                         help="Those with this label; may be repeated."),
             click.argument("selectors", nargs=-1, metavar="[SELECTOR]..."),
         ):  # fmt: skip
             wrapped = option(wrapped)

@@ -56,7 +56,7 @@ def _escape(one: str) -> str:
 
 def show(form: str, document: Object, columns: Sequence[Column], name: Callable[[Object], str]) -> None:
     """A list as the API gives it ({items, ...}), or one object."""
-    items = document["items"] if "items" in document else [document]
+    items = document.get("items", [document])
     match form:
         case "json":
             click.echo(as_json(document, indent=2))
@@ -70,7 +70,9 @@ def show(form: str, document: Object, columns: Sequence[Column], name: Callable[
                 click.echo(neutral(name(item)))
         case _:
             chosen = [column for column in columns if form == "wide" or not column.wide]
-            _table([column.title for column in chosen], [[_cell(column.text(item)) for column in chosen] for item in items])
+            _table(
+                [column.title for column in chosen], [[_cell(column.text(item)) for column in chosen] for item in items]
+            )
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
@@ -95,11 +97,11 @@ def _table(titles: list[str], rows: list[list[str]]) -> None:
 
 
 def _terminal_table(titles: list[str], rows: list[list[str]]) -> None:
-    # here because it takes 50 ms to import, which a pipe need not pay
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    # start-up time: these take 50 ms to import, which a pipe need not pay
+    from rich import box  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
     table = Table(*titles, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for row in rows:
@@ -122,7 +124,11 @@ def _yaml(value: Any) -> list[str]:
 
 def _under(head: str, content: Any) -> list[str]:
     lines = _yaml(content)
-    return [head, *(f"  {line}" for line in lines)] if content and isinstance(content, dict | list) else [f"{head} {lines[0]}"]
+    return (
+        [head, *(f"  {line}" for line in lines)]
+        if content and isinstance(content, dict | list)
+        else [f"{head} {lines[0]}"]
+    )
 
 
 def _key(key: str) -> str:

@@ -1,7 +1,7 @@
 """Which instances are meant: shop:mail-1, shop:*, web2/shop:mail-*, mail-1, -l team=pay, --state BACKOFF, --all.
 
-supervisord's syntax, with a branch before it where several are. That nothing matches is an error, and nothing is done to
-the others then.
+supervisord's syntax, with a branch before it where several are. That nothing matches is an error; then nothing is done
+to the others either.
 """
 
 import asyncio
@@ -90,7 +90,7 @@ def select(selection: Selection, instances: Sequence[Object]) -> list[Object]:
 
 
 async def find(client: BranchdClient, selection: Selection) -> list[Object]:
-    """As select(), over what the API has; instances that are named exactly are asked for one by one, not all for few."""
+    """As select(), over what the API has; where all are named exactly it is asked for them alone."""
     if selection.patterns and all(pattern.exact and not pattern.bare for pattern in selection.patterns):
         names = dict.fromkeys((pattern.app, pattern.name) for pattern in selection.patterns)
         try:

@@ -22,8 +22,9 @@ from branchd.core.errors import BranchdError, Invalid
 
 T = TypeVar("T")
 
-_TOKEN_HINT = (
-    "give a token: --token-file FILE, or the variable BRANCHD_TOKEN; the daemon wrote its first one to STATE/admin.token"
+#: for whom no kernel vouches
+HOW_TO_PROVE_IT = (
+    "give a token: --token-file FILE, or the variable BRANCHD_TOKEN; the first one is in the daemon's STATE/admin.token"
 )
 
 
@@ -94,7 +95,7 @@ def explain(error: BranchdError, what: str = "", token: bool = True) -> None:
         case _:
             pass
     if isinstance(error, ApiProblem) and error.status == 401 and not token:
-        lines.append(f"  {_TOKEN_HINT}")
+        lines.append(f"  {HOW_TO_PROVE_IT}")
     if isinstance(error, Unreachable):
         lines.append(
             "  you must be root, the daemon's user or in its group; or use its address and a token"
@@ -112,7 +113,10 @@ class EdgeGroup(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            result = super().invoke(context)
         except BranchdError as error:
             explain(error, token=context.find_object(Session) is None or context.obj.token is not None)
             context.exit(code(error))
+        if isinstance(result, int):  # a command's exit code
+            context.exit(result)
+        return result

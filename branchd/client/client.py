@@ -4,8 +4,8 @@ No dataclasses and no pydantic: a caller gets what the API said, and starts fast
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -18,6 +18,9 @@ Object = dict[str, Any]
 
 #: seconds for an answer, beside those that it was asked to wait
 TIMEOUT = 30.0
+
+#: an id that no event has yet
+_FAR_FUTURE = 2**63 - 1
 
 #: objects of a page: the most that the API gives at once
 PAGE = 1000
@@ -86,8 +89,9 @@ class BranchdClient:
         query = {"restart": "now"} if restart else {}
         return await self._object("PATCH", _path("apps", app), patch, query=query, match=match)
 
-    async def delete_app(self, app: str, *, cascade: bool = False) -> None:
-        await self._call("DELETE", _path("apps", app), query={"cascade": "1"} if cascade else {})
+    async def delete_app(self, app: str, *, cascade: bool = False, patience: float = 0.0) -> None:
+        """`cascade`: its instances too; it answers when they are gone, for which it has `patience` seconds more."""
+        await self._call("DELETE", _path("apps", app), query={"cascade": "1"} if cascade else {}, patience=patience)
 
     async def queues(self, app: str) -> Object:
         return await self._list(_path("apps", app, "queues"))
@@ -167,22 +171,28 @@ class BranchdClient:
 
     async def logs(
         self, app: str, name: str, *, tail: int = 100, stream: str = "stdout", follow: bool = False
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The last lines as they were written, in pieces; then, when following, what comes, until the caller stops."""
         query = {"tail": str(tail), "stream": stream} | ({"follow": "1"} if follow else {})
         async with self._request("GET", _instance(app, name, "logs"), query=query, accept="text/plain") as answer:
             async for piece in answer.pieces():
                 yield piece
 
-    async def events(self, after: int | None = None) -> AsyncIterator[Object]:
-        """What happens from now on, or after the event with that id; {"type": "reset"} where some of it is lost."""
-        headers = {} if after is None else {"Last-Event-ID": str(after)}
-        async with self._request("GET", "/v1/events", headers=headers, accept="text/event-stream") as answer:
+    async def events(self, after: int | None = None) -> AsyncGenerator[Object, None]:
+        """What happens from now on, or after the event with that id, until the daemon ends.
+
+        {"type": "reset", "id": ...} comes first where that id is no longer kept: from its id on nothing is left out.
+        """
+        query = {} if after is None else {"after": str(after)}
+        async with self._request("GET", "/v1/events", query=query, accept="text/event-stream") as answer:
             async for message in messages(answer.pieces()):
-                if message.event == "reset":
-                    yield {"type": "reset"}
-                else:
-                    yield json.loads(message.data)
+                document = json.loads(message.data)
+                yield {"type": "reset", "id": document["last"]} if message.event == "reset" else document
+
+    async def last_event(self) -> int:
+        """The id of the newest event: what a stream that is asked for the far future is reset to."""
+        async with aclosing(self.events(_FAR_FUTURE)) as stream:
+            return int((await anext(stream))["id"])
 
     # how it is asked
 
@@ -197,6 +207,7 @@ class BranchdClient:
         headers: Mapping[str, str] | None = None,
         match: str | None = None,
         wait: float | None = None,
+        patience: float = 0.0,
         accept: str = "application/json",
     ) -> AsyncIterator[Answer]:
         asked = dict(query or {}) | ({} if wait is None else {"wait": f"{wait:g}s"})
@@ -210,7 +221,8 @@ class BranchdClient:
             content = json.dumps(body).encode()
             sent["Content-Type"] = "application/json"
         target = path + ("?" + urlencode(asked) if asked else "")
-        async with exchange(self._endpoint, method, target, sent, content, self._timeout + (wait or 0)) as answer:
+        timeout = self._timeout + patience + (wait or 0)
+        async with exchange(self._endpoint, method, target, sent, content, timeout) as answer:
             if answer.status >= 400:
                 raise ApiProblem.of(answer.status, _document(answer, await answer.read()))
             yield answer

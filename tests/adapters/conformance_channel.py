@@ -1,4 +1,4 @@
-"""What every Channel does, the real one and the fake. A suite to inherit from, with the far end of the line as a fixture."""
+"""What every Channel does, the real one and the fake: a suite to inherit from; `line` is the fixture to give."""
 
 import asyncio
 from collections.abc import Mapping
@@ -8,8 +8,9 @@ import pytest
 
 from branchd.branch.ports import Channel
 from branchd.core.errors import NoChannel, Refused
+from branchd.core.health import Phase
 from branchd.wire import agent
-from branchd.wire.agent import Heartbeat, Phase
+from branchd.wire.agent import Heartbeat
 from tests.waiting import until
 
 #: seconds for what should happen at once

@@ -81,7 +81,13 @@ class LogFilesConformance:
 
     @pytest.mark.parametrize(
         ("lines", "expected"),
-        [(0, b""), (1, b"unfinished"), (2, b"two\nunfinished"), (3, b"one\ntwo\nunfinished"), (99, b"one\ntwo\nunfinished")],
+        [
+            (0, b""),
+            (1, b"unfinished"),
+            (2, b"two\nunfinished"),
+            (3, b"one\ntwo\nunfinished"),
+            (99, b"one\ntwo\nunfinished"),
+        ],
     )
     async def test_tail_counts_an_unfinished_line(self, logs: LogFiles, lines: int, expected: bytes) -> None:
         write(logs, KEY, b"one\ntwo\nunfinished")

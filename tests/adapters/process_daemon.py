@@ -27,10 +27,8 @@ async def serve(branch_id: str, mode: str, nonce: str, *argv: str) -> None:
     cgroups = CgroupRoot.discover(branch_id) if mode == "cgroups" else None
     processes = LinuxProcesses(branch_id, cgroups)
     launch = Launch(argv, "/", {"PATH": os.environ["PATH"]})
-    with open(os.devnull, "wb") as sink:
-        process = processes.spawn(
-            Key("shop", "worker-1"), nonce, launch, sink.fileno(), sink.fileno(), lambda how: None
-        )
+    sink = os.open(os.devnull, os.O_WRONLY)
+    process = processes.spawn(Key("shop", "worker-1"), nonce, launch, sink, sink, lambda how: None)
     identity = process.identity
     print(json.dumps([os.getpid(), identity.boot, identity.pid, identity.started]), flush=True)
     await asyncio.Event().wait()

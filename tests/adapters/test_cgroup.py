@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from branchd.adapters import cgroup, proc
-from branchd.adapters.cgroup import CgroupRoot, joinable, joining
+from branchd.adapters.cgroup import Cgroup, CgroupRoot, joinable, joining
 from branchd.core.values import Key
 from tests.waiting import until_sync
 
@@ -38,6 +38,11 @@ def test_it_is_made_below_the_daemons_own_with_no_controller(root: CgroupRoot, b
     assert (root.folder / "cgroup.subtree_control").read_text().strip() == ""
 
 
+def removed(mine: Cgroup) -> bool:
+    mine.remove()
+    return not mine.folder.exists()
+
+
 def test_a_member_is_known_killed_and_its_folder_removed(root: CgroupRoot, branch_id: str) -> None:
     mine = root.of(KEY)
     door = mine.open()
@@ -50,7 +55,7 @@ def test_a_member_is_known_killed_and_its_folder_removed(root: CgroupRoot, branc
         assert mine.folder.exists()  # it is in use
         assert mine.kill()
         assert sleeper.wait() == -9
-    until_sync(lambda: (mine.remove(), not mine.folder.exists())[1])
+    until_sync(lambda: removed(mine))
     assert mine.kill()  # there is nothing to kill
 
 

@@ -1,6 +1,7 @@
 """LocalHost on this machine: what it says of real processes."""
 
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from branchd.adapters import proc
 from branchd.adapters.host import LocalHost
 from branchd.branch.ports import Host
+from branchd.core.errors import SpawnFailed
 from branchd.core.values import Identity
 from tests.waiting import until_sync
 
@@ -65,6 +67,14 @@ def test_only_the_processors_that_it_may_use_count(host: Host) -> None:
     finally:
         os.sched_setaffinity(0, allowed)
     assert host.cpus == len(allowed)
+
+
+def test_accounts(host: Host) -> None:
+    nobody = pwd.getpwnam("nobody")
+    assert host.account("nobody") == (nobody.pw_dir, "nobody")
+    assert host.account(None) == (pwd.getpwuid(os.geteuid()).pw_dir, pwd.getpwuid(os.geteuid()).pw_name)
+    with pytest.raises(SpawnFailed, match="user 'nonesuch' does not exist on this machine"):
+        host.account("nonesuch")
 
 
 def test_usage_is_of_the_whole_tree(host: Host, running: subprocess.Popen[bytes]) -> None:

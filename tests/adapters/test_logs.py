@@ -1,4 +1,5 @@
 """The real log files: what they are on disk, when they are looked at, and that nothing of it blocks the loop."""
+# ruff: noqa: ASYNC240  (tests look at files as they please; what must not block is watched by blockbuster)
 
 import asyncio
 import os
@@ -78,7 +79,9 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def archives(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name.startswith("stdout.log.") and path.suffix[1:].isdigit())
+    return sorted(
+        path for path in folder.iterdir() if path.name.startswith("stdout.log.") and path.suffix[1:].isdigit()
+    )
 
 
 async def test_folders_and_files_are_for_their_group_only(files: FileLogs, folder: Path) -> None:
@@ -129,7 +132,9 @@ async def test_what_is_no_plain_file_is_refused(files: FileLogs, folder: Path, t
 
 
 @pytest.mark.parametrize("depth", [0, 1])
-async def test_a_link_in_place_of_a_folder_is_refused(files: FileLogs, folder: Path, tmp_path: Path, depth: int) -> None:
+async def test_a_link_in_place_of_a_folder_is_refused(
+    files: FileLogs, folder: Path, tmp_path: Path, depth: int
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / KEY.name).mkdir(parents=True)
     link = (folder.parent, folder)[depth]

@@ -25,7 +25,7 @@ from branchd.core.errors import SpawnFailed
 from branchd.core.values import Exit, Identity, Key, Launch
 from tests.adapters.conformance_process import KEY, Exits, ProcessesConformance, now
 from tests.fakes.process import FakeProcesses
-from tests.waiting import until
+from tests.waiting import until, until_sync
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 #: exits with 7 on USR1
@@ -201,11 +201,8 @@ async def test_arguments_arrive_as_they_are(machine: Machine) -> None:
 
 
 async def test_it_has_no_descriptors_but_its_three(machine: Machine) -> None:
-    text = await machine.output(machine.shell("readlink /proc/$$/fd/0; for each in /proc/$$/fd/*; do echo $each; done"))
-    first, *descriptors = text.split()
-    assert first == "/dev/null"
-    # 10 and 255 are where shells put the script that they read, had they one
-    assert [path.rpartition("/")[2] for path in descriptors] == ["0", "1", "2"]
+    text = await machine.output(machine.shell("readlink /proc/$$/fd/0; ls /proc/$$/fd"))
+    assert text.split() == ["/dev/null", "0", "1", "2"]
 
 
 async def test_it_leads_a_session_of_its_own_in_its_directory_with_its_umask(machine: Machine) -> None:
@@ -245,23 +242,30 @@ async def test_a_group_may_be_another_than_the_users(machine: Machine) -> None:
     assert (await machine.output(launch)).split() == ["nobody", "users"]
 
 
-async def test_a_daemon_that_the_kernel_spares_does_not_hand_that_on(machine: Machine) -> None:
+@pytest.fixture
+def less_spared() -> Iterator[None]:
+    """This process has an oom_score_adj that is not 0; a negative one would want a capability."""
     own = Path("/proc/self/oom_score_adj")
     before = own.read_text()
-    own.write_text("-500")
-    try:
-        machine.restart_daemon()
-        process = machine.spawn(machine.launch, Exits())
-        assert Path(f"/proc/{process.identity.pid}/oom_score_adj").read_text() == "0\n"
-    finally:
-        own.write_text(before)
+    own.write_text("200")
+    yield
+    own.write_text(before)
 
 
+def oom_score_adjustment(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+async def test_what_the_kernel_was_told_of_the_daemon_is_not_handed_on(less_spared: None, machine: Machine) -> None:
+    process = machine.spawn(machine.launch, Exits())
+    assert oom_score_adjustment(process.identity.pid) == 0
+    assert oom_score_adjustment(os.getpid()) == 200
+
+
+@pytest.mark.parametrize("machine", ["cgroups"], indirect=True)
 async def test_a_join_that_fails_is_noticed_and_changes_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = Machine("cgroups", tmp_path)
-    # what is written to this one's cgroup.procs is refused
     monkeypatch.setattr(Cgroup, "open", lambda cgroup: os.open("/dev/full", os.O_WRONLY))
     exits = Exits()
     process = machine.spawn(machine.shell(ESCAPING), exits)
@@ -269,10 +273,36 @@ async def test_a_join_that_fails_is_noticed_and_changes_nothing_else(
     process.signal(signal.SIGKILL)
     assert await exits.one() == Exit(signal=signal.SIGKILL)
     assert process.cgroup is None
-    assert (tmp_path / "output").read_text() == ""
+    assert (machine.folder / "output").read_text() == ""
     machine.processes.sweep(process.key, process.nonce)
     await until(lambda: gone(escaped))
-    machine.processes.close()
+
+
+@pytest.mark.parametrize("machine", ["cgroups"], indirect=True)
+async def test_a_tree_whose_join_failed_is_killed_without_its_cgroup(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cgroup, "open", lambda cgroup: os.open("/dev/full", os.O_WRONLY))
+    exits = Exits()
+    process = machine.spawn(machine.shell(ESCAPING), exits)
+    escaped = await machine.escaped()
+    process.kill_tree()
+    await exits.one()
+    await until(lambda: gone(escaped))
+
+
+@pytest.mark.parametrize("machine", ["cgroups"], indirect=True)
+async def test_without_leave_to_make_a_cgroup_it_runs_without_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(cgroup: Cgroup) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Cgroup, "open", fail)
+    exits = Exits()
+    process = machine.spawn(machine.shell("exit 3"), exits)
+    assert process.cgroup is None
+    assert await exits.one() == Exit(code=3)
 
 
 # What cannot be started
@@ -398,36 +428,54 @@ async def test_without_a_descriptor_to_watch_it_by_nothing_is_left_running(
 
     monkeypatch.setattr(os, "pidfd_open", fail)
     with pytest.raises(SpawnFailed) as caught:
-        machine.spawn(machine.launch, Exits())
+        machine.spawn(Launch(("sleep", "1000"), "/", {"PATH": PATH}), Exits())
     assert caught.value.ours
     assert proc.children(os.getpid()) == []
 
 
-async def test_what_the_checks_cannot_see_fails_in_words_too(tmp_path: Path) -> None:
-    machine = Machine("session", tmp_path)
-    try:
-        broken = tmp_path / "broken"
-        broken.write_bytes(b"\x7fELF and nothing more")
-        broken.chmod(0o755)
-        with pytest.raises(SpawnFailed, match="could not be started: Exec format error"):
-            machine.spawn(Launch((str(broken),), "/"), Exits())
-        with pytest.raises(SpawnFailed, match="too long for the kernel"):
-            machine.spawn(Launch(("/bin/true", "x" * 4_000_000), "/"), Exits())
-        with pytest.raises(SpawnFailed, match="cannot be handed over"):
-            machine.spawn(Launch(("/bin/true", "\0"), "/"), Exits())
-    finally:
-        machine.processes.close()
+def broken_program(folder: Path) -> str:
+    return script(folder / "broken", "\x7fELF and nothing more")
+
+
+@pytest.mark.parametrize("machine", ["session"], indirect=True)
+async def test_what_the_checks_cannot_see_fails_in_words_too(machine: Machine) -> None:
+    with pytest.raises(SpawnFailed, match="could not be started: Exec format error"):
+        machine.spawn(Launch((broken_program(machine.folder),), "/"), Exits())
+
+
+async def test_what_cannot_be_handed_over_fails_in_words(machine: Machine) -> None:
+    with pytest.raises(SpawnFailed, match="too long for the kernel"):
+        machine.spawn(Launch(("/bin/true", "x" * 4_000_000), "/"), Exits())
+    with pytest.raises(SpawnFailed, match="cannot be handed over"):
+        machine.spawn(Launch(("/bin/true", "\0"), "/"), Exits())
+    assert proc.children(os.getpid()) == []
+
+
+@pytest.mark.parametrize("machine", ["cgroups"], indirect=True)
+async def test_behind_the_shell_what_the_checks_cannot_see_is_an_exit_code(machine: Machine) -> None:
+    exits = Exits()
+    machine.spawn(Launch((broken_program(machine.folder),), "/"), exits)
+    assert (await exits.one()).code in (126, 127)
 
 
 # How it ends
 
 
-async def test_many_that_are_killed_at_once_are_each_told_once(machine: Machine) -> None:
-    exits = [Exits() for _ in range(200)]
+async def test_many_that_are_killed_at_once_are_each_told_once_and_drown_no_signal_to_the_daemon(
+    machine: Machine,
+) -> None:
+    exits = [Exits() for _ in range(400)]
     launch = Launch(("sleep", "1000"), "/", {"PATH": PATH})
     spawned = [machine.spawn(launch, each, key=Key("shop", f"w-{number}")) for number, each in enumerate(exits)]
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, told.set)
     for process in spawned:
         process.signal(signal.SIGKILL)
+    until_sync(lambda: all(gone(process.identity) for process in spawned))
+    os.kill(os.getpid(), signal.SIGUSR2)
+    async with asyncio.timeout(10):
+        await told.wait()
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR2)
     await until(lambda: all(each.seen for each in exits))
     for process in spawned:
         machine.processes.sweep(process.key, process.nonce)
@@ -468,13 +516,16 @@ async def test_a_sweep_ends_one_that_left_its_session_twice(machine: Machine) ->
 async def test_a_sweep_ends_what_was_left_by_one_that_ended_without_a_daemon(machine: Machine) -> None:
     process = machine.spawn(machine.shell(ESCAPING), Exits())
     escaped = await machine.escaped()
-    machine.processes.close()
-    os.kill(process.identity.pid, signal.SIGKILL)
-    os.waitpid(process.identity.pid, 0)
     machine.restart_daemon()
+    kill_and_reap(process.identity.pid)
     assert machine.processes.adopt(KEY, process.nonce, process.identity, Exits()) is None
     machine.processes.sweep(KEY, process.nonce)
     await until(lambda: gone(escaped))
+
+
+def kill_and_reap(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 async def test_orphans_are_reaped(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -599,6 +650,36 @@ async def test_a_zombie_of_ours_is_adopted_with_its_status(machine: Machine) -> 
     assert await exits.one() == Exit(code=3)
 
 
+@pytest.fixture
+async def neglected(machine: Machine) -> proc.Stat:
+    """A running process whose parent never reaps it."""
+    machine.spawn(machine.shell("sleep 1000 & echo $! >escaped.new; mv escaped.new escaped; exec sleep 1000"), Exits())
+    path = machine.folder / "escaped"
+    await until(path.exists)
+    stat = proc.stat(int(path.read_text()))
+    assert stat is not None
+    return stat
+
+
+async def test_a_zombie_of_somebody_else_is_gone(machine: Machine, neglected: proc.Stat) -> None:
+    os.kill(neglected.pid, signal.SIGKILL)
+    await until(lambda: (stat := proc.stat(neglected.pid)) is not None and stat.state == "Z")
+    identity = Identity(proc.boot_id(), neglected.pid, neglected.started)
+    assert machine.processes.adopt(KEY, "neglected", identity, Exits()) is None
+
+
+async def test_the_status_of_one_that_its_parent_never_reaps_is_unknown_in_the_end(
+    machine: Machine, neglected: proc.Stat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaping, "STATUS_PATIENCE", 0.05)
+    exits = Exits()
+    identity = Identity(proc.boot_id(), neglected.pid, neglected.started)
+    process = machine.processes.adopt(KEY, "neglected", identity, exits)
+    assert process is not None
+    process.signal(signal.SIGKILL)
+    assert await exits.one() == Exit()
+
+
 async def test_a_kernel_that_does_not_tell_means_unknown(
     machine: Machine, daemon: Callable[[str], Daemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -623,7 +704,8 @@ def ours(process: LinuxProcess) -> bool:
 
 async def test_the_spawned_process_is_found_and_not_what_descends_from_it(machine: Machine) -> None:
     before = now()
-    process = machine.spawn(machine.shell(ESCAPING), Exits())
+    # what starts in the same clock tick as its ancestor is, to the kernel, as old
+    process = machine.spawn(machine.shell(f"sleep 0.05; {ESCAPING}"), Exits())
     await machine.escaped()
     assert machine.processes.find({process.nonce: before}) == {process.nonce: process.identity}
 

@@ -220,6 +220,7 @@ async def test_a_write_that_is_larger_than_the_disk_leaves_no_part_of_a_commit_b
                 await asyncio.sleep(0)
             results = await asyncio.gather(*writes, return_exceptions=True)
             assert isinstance(results[2], StorageFailed)
+            assert all("full" in str(result) for result in results if result is not None)
             confirmed = [group[0].record for group, result in zip(groups, results, strict=True) if result is None]
             assert list(await store.events(0, 100)) == confirmed
             await store.write(*events(5))

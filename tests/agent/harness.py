@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery
 
 from branchd.adapters.channel import AgentChannel
+from branchd.core.health import Phase
 from branchd.core.values import QueueDeclaration
 from branchd.wire import agent
 from branchd.wire.agent import Heartbeat
@@ -61,7 +62,7 @@ class Worker:
         return self.last
 
     async def is_up(self) -> Heartbeat:
-        return await self.shows(lambda beat: beat.phase == agent.Phase.UP)
+        return await self.shows(lambda beat: beat.phase == Phase.UP)
 
     async def ask(self, command: Mapping[str, Any]) -> Any:
         return await self.daemon.channel.ask(self.pid, command, PATIENCE)
@@ -81,7 +82,6 @@ class Worker:
 
 @contextlib.asynccontextmanager
 async def daemon(folder: Path) -> AsyncIterator[Daemon]:
-    folder.mkdir(exist_ok=True)
     listening = Daemon(folder / "agents.sock")
     listening.listen()
     try:

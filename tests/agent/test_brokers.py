@@ -1,4 +1,4 @@
-"""The agent where the broker is away, comes back or is not RabbitMQ, where the daemon is away, and where it cannot hook in."""
+"""The agent where the broker goes away or is not RabbitMQ, where the daemon goes away, and where it cannot hook in."""
 
 import contextlib
 import signal
@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from branchd.core.errors import NoChannel, Refused
+from branchd.core.health import Phase
 from branchd.core.values import QueueDeclaration
 from branchd.wire import agent
-from branchd.wire.agent import Phase
 from tests.agent import harness
 from tests.agent.harness import Daemon
 from tests.free_port import free_port
@@ -22,7 +22,7 @@ from tests.waiting import until
 
 @pytest_asyncio.fixture
 async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
-    async with harness.daemon(tmp_path / "run") as listening:
+    async with harness.daemon(tmp_path) as listening:
         yield listening
 
 

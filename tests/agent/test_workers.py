@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 
 from branchd.core.errors import Refused
+from branchd.core.health import PERIOD, Phase
 from branchd.core.values import QueueDeclaration
-from branchd.core.health import PERIOD
 from branchd.wire import agent
 from tests.agent import harness
 from tests.agent.harness import Daemon, Worker
@@ -48,10 +48,6 @@ def workers(daemon: Daemon, rabbitmq: RabbitMQ) -> Iterator[dict[str, Worker]]:
 def worker(request: pytest.FixtureRequest, workers: dict[str, Worker]) -> Worker:
     found: Worker = workers[request.param]
     return found
-
-
-def pool_of(worker: Worker) -> str:
-    return worker.last.pool
 
 
 async def test_a_worker_tells_how_it_is(worker: Worker) -> None:
@@ -103,7 +99,7 @@ async def test_tasks_come_by_a_queue_added_later_and_no_more_when_it_is_cancelle
     assert await worker.ask(agent.add_consumer(queue)) == queue.name, "twice is once"
     assert await worker.ask(agent.cancel_consumer(queue.name)) == queue.name
     await worker.shows(lambda beat: beat.queues == (f"{pool}-work",))
-    assert await worker.ask(agent.cancel_consumer(queue.name)) == queue.name, "it is not consumed: that is what was asked"
+    assert await worker.ask(agent.cancel_consumer(queue.name)) == queue.name, "twice is once"
     assert await worker.ask(agent.add_consumer(queue)) == queue.name
     await worker.shows(lambda beat: beat.queues and queue.name in beat.queues)
     await worker.ask(agent.cancel_consumer(queue.name))
@@ -129,7 +125,7 @@ async def test_a_declaration_that_does_not_match_is_refused_in_the_brokers_words
     done = tmp_path / "done"
     harness.publish(rabbitmq.url, "proj.note", str(done), exchange=f"{pool}-exchange", routing_key="work.key")
     await until(done.exists, harness.PATIENCE)
-    assert worker.last.phase == agent.Phase.UP
+    assert worker.last.phase == Phase.UP
 
 
 async def test_it_answers_and_names_its_task_while_one_runs(
@@ -208,9 +204,7 @@ async def test_tasks_see_neither_the_settings_nor_the_folder_of_the_agent(
 ) -> None:
     pool = (await worker.is_up()).pool
     seen = tmp_path / "seen"
-    harness.publish(
-        rabbitmq.url, "proj.environment", str(seen), exchange=f"{pool}-exchange", routing_key="work.key"
-    )
+    harness.publish(rabbitmq.url, "proj.environment", str(seen), exchange=f"{pool}-exchange", routing_key="work.key")
     await until(seen.exists, harness.PATIENCE)
     lines = seen.read_text().splitlines()
     assert "CELERY_BROKER_URL" in lines
@@ -225,9 +219,8 @@ def children(pid: int) -> list[int]:
 
 def sockets(pid: int) -> set[str]:
     """Inodes of the SEQPACKET sockets that the process holds."""
-    of_that_type = {
-        columns[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:] if (columns := line.split())[4] == "0005"
-    }
+    table = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    of_that_type = {columns[6] for columns in table if columns[4] == "0005"}
     found = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):

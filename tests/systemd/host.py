@@ -104,6 +104,11 @@ class SystemdHost:
         assert not check or done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
+    def start(self, unit: str) -> None:
+        """Starts a unit and waits until it has; AssertionError with its journal when it does not."""
+        done = self.run("systemctl", "start", unit, check=False)
+        assert done.returncode == 0, f"{done.stderr}{self.journal(unit)}"
+
     def property(self, unit: str, name: str) -> str:
         """What `systemctl show` says of one property of a unit."""
         return self.run("systemctl", "show", "--value", f"--property={name}", unit).stdout.strip()

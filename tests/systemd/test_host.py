@@ -43,7 +43,7 @@ def test_a_machine_that_may_not_make_namespaces_fails_with_what_it_lacks(tmp_pat
 
 def test_a_notify_service_runs_and_a_poweroff_leaves_nothing(host: SystemdHost) -> None:
     host.boot({"hello.service": UNIT})
-    host.run("systemctl", "start", "hello.service")
+    host.start("hello.service")
     assert host.property("hello.service", "ActiveState") == "active"
     assert host.property("hello.service", "StatusText") == "hello"
     until_sync(lambda: "at your service" in host.journal("hello.service"))
@@ -60,7 +60,7 @@ def test_a_power_cut_ends_all_and_the_disks_survive_it(tmp_path: Path) -> None:
     scratch.mkdir()
     with SystemdHost(scratch, disks=[disk]) as machine:
         machine.boot({"hello.service": UNIT})
-        machine.run("systemctl", "start", "hello.service")
+        machine.start("hello.service")
         machine.run("sh", "-c", f"echo kept >{disk}/note; echo lost >/var/lib/note")
         machine.power_cut()
         assert not machine.cgroup.exists()

@@ -62,7 +62,7 @@ class Service:
 @pytest.fixture
 def service(host: SystemdHost) -> Service:
     host.boot(units())
-    host.run("systemctl", "start", UNIT)  # returns when the daemon has said that it is ready
+    host.start(UNIT)  # returns when the daemon has said that it is ready
     return Service(host)
 
 
@@ -120,10 +120,10 @@ def test_after_a_power_cut_what_was_wanted_up_comes_up(tmp_path: Path) -> None:
     with SystemdHost(scratch, disks=[state]) as host:
         host.boot(units(f"--state={state}"))
         service = Service(host)
-        host.run("systemctl", "start", UNIT)
+        host.start(UNIT)
         service.create_worker()
         host.power_cut()
 
         host.boot({})
-        host.run("systemctl", "start", UNIT)
+        host.start(UNIT)
         assert service.program(until_sync(service.worker, 20, "the instance")) == "/usr/bin/sleep 100000"

@@ -1,0 +1,14 @@
+"""The handlers, a module for each kind of thing: each maps a call to the service, and what it returns to an answer."""
+
+from branchd.api.handlers import apps, branch, celery, events, instances, logs, queues, tokens
+
+ROUTES = (
+    *branch.route,
+    *tokens.route,
+    *apps.route,
+    *queues.route,
+    *instances.route,
+    *celery.route,
+    *logs.route,
+    *events.route,
+)

@@ -1,0 +1,78 @@
+"""Apps: defaults that their instances share."""
+
+from typing import Any
+
+from aiohttp import web
+
+from branchd.api.answers import NAME, PAGE, app_answer, match, matches, nothing, page
+from branchd.api.parameters import FLAG, Form, Parameter, Unfit
+from branchd.api.routing import Call, Routes
+from branchd.core.access import Scope
+from branchd.core.errors import Conflict, Stale
+from branchd.core.spec import Spec
+from branchd.wire.resources import App
+
+route = Routes()
+
+
+def _now(given: str) -> bool:
+    if given == "rolling":
+        raise Unfit("rolling restarts are not possible yet", "restart=now restarts all of them at once")
+    if given != "now":
+        raise Unfit(f"{given[:40]!r} is not known", "now")
+    return True
+
+
+RESTART: Parameter[bool] = Parameter(
+    "restart", Form(_now, {"type": "string", "enum": ["now"]}), False, "Restart what runs, so that it takes effect."
+)
+CASCADE = Parameter("cascade", FLAG, False, "Delete its instances too.")
+
+#: an RFC 7396 patch: any part of a spec, null where the field is to go
+Patch = dict[str, Any]
+
+
+@route("GET", "/v1/apps", scope=Scope.READ, returns={200: list[App]}, query=(*PAGE, NAME))
+async def list_apps(call: Call) -> web.Response:
+    """All apps."""
+    shown = [app for app in call.service.apps() if matches(call.get(NAME), app.name)]
+    return page(call, shown, lambda app: (app.name,))
+
+
+@route("GET", "/v1/apps/{app}", scope=Scope.READ, returns={200: App})
+async def get_app(call: Call) -> web.Response:
+    """One app."""
+    return app_answer(call, call.service.app(call.path["app"]))
+
+
+@route("PUT", "/v1/apps/{app}", scope=Scope.ADMIN, body=Spec, returns={200: App, 201: App}, raises=(Conflict, Stale))
+async def put_app(call: Call) -> web.Response:
+    """Creates it, or replaces its spec; running instances keep what they run with until they are restarted."""
+    name = call.path["app"]
+    app, created = await call.service.put_app(name, call.body, match(call, lambda: call.service.app(name)))
+    return app_answer(call, app, 201 if created else 200)
+
+
+@route(
+    "PATCH",
+    "/v1/apps/{app}",
+    scope=Scope.ADMIN,
+    body=Patch,
+    returns={200: App},
+    query=(RESTART,),
+    raises=(Conflict, Stale),
+)
+async def patch_app(call: Call) -> web.Response:
+    """Changes parts of its spec, by RFC 7396."""
+    name = call.path["app"]
+    expected = match(call, lambda: call.service.app(name))
+    return app_answer(call, await call.service.patch_app(name, call.body, expected, call.get(RESTART)))
+
+
+@route("DELETE", "/v1/apps/{app}", scope=Scope.ADMIN, returns={204: None}, query=(CASCADE,), raises=(Conflict, Stale))
+async def delete_app(call: Call) -> web.Response:
+    """Deletes it. Refuses while it has instances, unless they are to go too, and then answers when they are gone."""
+    name = call.path["app"]
+    match(call, lambda: call.service.app(name))
+    await call.service.delete_app(name, call.get(CASCADE))
+    return nothing()

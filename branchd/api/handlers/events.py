@@ -1,0 +1,97 @@
+"""The event stream: what happens on the branch, with ids to resume after."""
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+from aiohttp_sse import EventSourceResponse
+
+from branchd.api.encoded import encoded
+from branchd.api.parameters import Parameter, Unfit, text, whole
+from branchd.api.routing import Call, Routes, Text
+from branchd.api.streams import PATIENCE, closing, write
+from branchd.branch.events import Reset
+from branchd.branch.records import EventRecord
+from branchd.core.access import Scope
+from branchd.core.errors import Fault, Invalid
+from branchd.wire.resources import Event, timestamp
+
+route = Routes()
+
+_ID = whole(0, 2**63 - 1)
+
+AFTER: Parameter[int | None] = Parameter("after", _ID, None, "Begin after the event with this id; else now.")
+APP: Parameter[str | None] = Parameter("app", text(63), None, "Only of this app.")
+INSTANCE: Parameter[str | None] = Parameter("instance", text(63), None, "Only of instances with this name.")
+TYPE: Parameter[tuple[str, ...]] = Parameter("type", text(80), (), "Only types that begin with one of these.", True)
+
+SSE = "text/event-stream"
+NDJSON = "application/x-ndjson"
+LAST_EVENT_ID = "Last-Event-ID"
+
+
+@route(
+    "GET",
+    "/v1/events",
+    scope=Scope.READ,
+    returns={200: Text((SSE, NDJSON))},
+    query=(AFTER, APP, INSTANCE, TYPE),
+    streams=True,
+)
+async def get_events(call: Call) -> web.StreamResponse:
+    """Events as they come, as server-sent events or one JSON object a line; Last-Event-ID resumes.
+
+    An event `reset` comes first when that id is no longer kept: read the present state, and go on from here. A reader
+    that is too slow is let go.
+    """
+    after = _after(call)
+    # Named, though it means "now", so that nothing is missed between the answer's headers and the subscription.
+    items = call.service.events.subscribe(call.service.events.last if after is None else after)
+    if NDJSON in call.request.headers.get("Accept", ""):
+        response = web.StreamResponse(headers={"Content-Type": NDJSON})
+        await call.house.streams.run(call.request, _send_lines(call, response, items))
+        return response
+    events = EventSourceResponse(send_timeout=PATIENCE)
+    await call.house.streams.run(call.request, _send_events(call, events, items))
+    return events
+
+
+def _after(call: Call) -> int | None:
+    """`after`, or where a browser resumes by itself its Last-Event-ID. Invalid."""
+    given = call.request.headers.get(LAST_EVENT_ID)
+    if given is None or call.get(AFTER) is not None:
+        return call.get(AFTER)
+    try:
+        return _ID.parse(given)
+    except Unfit as error:
+        raise Invalid([Fault(f"{LAST_EVENT_ID}:", error.detail, error.hint)]) from None
+
+
+async def _send_events(call: Call, response: EventSourceResponse, items: AsyncIterator[EventRecord | Reset]) -> None:
+    await response.prepare(call.request)
+    async with response, closing(items):
+        async for item in items:
+            if isinstance(item, Reset):
+                await response.send(encoded({"last": item.last}).decode(), id=str(item.last), event="reset")
+            elif _wanted(call, item):
+                await response.send(encoded(_shown(item)).decode(), id=str(item.id), event=item.type)
+
+
+async def _send_lines(call: Call, response: web.StreamResponse, items: AsyncIterator[EventRecord | Reset]) -> None:
+    await response.prepare(call.request)
+    async with closing(items):
+        async for item in items:
+            if isinstance(item, Reset):
+                await write(response, encoded({"id": item.last, "type": "reset"}) + b"\n")
+            elif _wanted(call, item):
+                await write(response, encoded(_shown(item)) + b"\n")
+
+
+def _wanted(call: Call, event: EventRecord) -> bool:
+    app, instance, types = call.get(APP), call.get(INSTANCE), call.get(TYPE)
+    return (
+        app in (None, event.app) and instance in (None, event.instance) and (not types or event.type.startswith(types))
+    )
+
+
+def _shown(event: EventRecord) -> Event:
+    return Event(event.id, timestamp(event.at), event.type, event.app, event.instance, event.data)

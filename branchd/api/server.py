@@ -1,0 +1,79 @@
+"""The server: the application made of the routes, and its life on the listeners."""
+
+import asyncio
+from functools import cache
+
+from aiohttp import web
+
+from branchd.api import body, edge, openapi
+from branchd.api.auth import Guard
+from branchd.api.connection import Connection
+from branchd.api.encoded import Encoded
+from branchd.api.handlers import ROUTES
+from branchd.api.listeners import Opened, open_all
+from branchd.api.routing import House
+from branchd.api.settings import HttpSettings
+from branchd.api.streams import Streams
+from branchd.branch.service import Service
+from branchd.wire import json
+
+#: seconds that stop() leaves requests to be answered
+SHUTDOWN_TIMEOUT = 3.0
+
+
+def make_app(service: Service, settings: HttpSettings) -> web.Application:
+    streams = Streams()
+    document = cache(lambda: json.dumps(openapi.document(ROUTES)))
+    house = House(service, settings, streams, Encoded(), document)
+    around = edge.Edge(house, Guard(service.tokens, settings))
+    app = web.Application(middlewares=[web.middleware(around.around)], client_max_size=settings.body_limit)
+    for route in ROUTES:
+        handler = around.serve(route)
+        app.router.add_route(route.method, route.path, handler, expect_handler=body.expectation)
+        if route.method == "GET" and not route.streams:
+            app.router.add_route("HEAD", route.path, handler, expect_handler=body.expectation)
+
+    async def end_streams(_app: web.Application) -> None:
+        streams.close()
+
+    app.on_shutdown.append(end_streams)
+    app.on_response_prepare.append(edge.secure)
+    return app
+
+
+class Server:
+    def __init__(self, service: Service, settings: HttpSettings) -> None:
+        self._settings = settings
+        self._runner = web.AppRunner(make_app(service, settings), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+        self._opened: list[Opened] = []
+        self._servers: list[asyncio.Server] = []
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens, as URLs and unix:PATH, in the order of the settings; empty before start()."""
+        return tuple(opened.address for opened in self._opened)
+
+    async def start(self) -> None:
+        """Opens every listener, and serves; Fatal where one cannot be had."""
+        self._opened = open_all(self._settings)
+        await self._runner.setup()
+        loop = asyncio.get_running_loop()
+        manager = self._runner.server
+        assert manager is not None
+        for opened in self._opened:
+            # Each listener has connections of its own, so that a crowd on TCP does not lock out the unix socket.
+            peers: set[Connection] = set()
+
+            def connect(peers: set[Connection] = peers) -> Connection:
+                return Connection(manager, loop, peers)
+
+            self._servers.append(await loop.create_server(connect, sock=opened.socket, ssl=opened.tls))
+
+    async def stop(self) -> None:
+        """Takes no more connections, ends long answers, and leaves the others a moment."""
+        for server in self._servers:
+            server.close()
+        await self._runner.cleanup()
+        for opened in self._opened:
+            opened.close()
+        self._servers, self._opened = [], []

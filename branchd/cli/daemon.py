@@ -1,0 +1,151 @@
+"""`branchd`: the daemon's own command. Nothing is decided here: config.py reads, compose.py runs.
+
+What a command needs is imported inside it, for the sake of start-up time: `branchd check` has no use for a database or a
+web server, and `--help` for nothing at all.
+"""
+
+# ruff: noqa: PLC0415  # as said above
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from branchd.core.errors import BranchdError, Invalid
+
+if TYPE_CHECKING:
+    from branchd.cli.config import Config
+
+Command = Callable[..., Any]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="branchd")
+def main() -> None:
+    """Supervise Celery workers and any other program, and take orders over HTTP."""
+
+
+def configuration(command: Command) -> Command:
+    """The flags that beat variables, which beat the file."""
+    options: list[Callable[[Command], Command]] = [
+        click.option("--config", envvar="BRANCHD_CONFIG", type=click.Path(path_type=Path), metavar="FILE.toml",
+                     help="The configuration; conf.d/*.toml beside it are laid over it."),
+        click.option("--state", metavar="DIR", help="Where what must survive is kept."),
+        click.option("--run", metavar="DIR", help="Where the sockets are."),
+        click.option("--listen", multiple=True, metavar="HOST:PORT|unix:PATH", help="May be repeated; :PORT is on loopback."),
+        click.option("--name", help="The name of this branch."),
+        click.option("--broker", metavar="URL", help="The broker of the neighbourhood."),
+        click.option("--neighbourhood", metavar="NAME", help="The name of the neighbourhood."),
+        click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@configuration
+@click.pass_context
+def run(context: click.Context, /, **flags: Any) -> None:
+    """Run the daemon until it is told to stop."""
+    from branchd.cli.compose import run as run_daemon
+
+    try:
+        code = run_daemon(_load(**flags))
+    except BranchdError as error:
+        _explain(error)
+        code = 1
+    context.exit(code)
+
+
+@main.command()
+@configuration
+@click.pass_context
+def check(context: click.Context, /, **flags: Any) -> None:
+    """Read the configuration, print what `branchd run` would use, or everything that is wrong with it."""
+    try:
+        config = _load(**flags)
+    except BranchdError as error:
+        _explain(error)
+        context.exit(1)
+    for line in _lines(config):
+        click.echo(line)
+
+
+@main.command()
+@click.option("--exit", "exit_after", is_flag=True, help="Do not stay up after the tour.")
+@click.option("--broker", metavar="URL", help="A broker of your own; by default files in a temporary folder.")
+@click.pass_context
+def demo(context: click.Context, exit_after: bool, broker: str | None) -> None:
+    """Show what branchd does, with real workers, in a temporary folder."""
+    from branchd.cli.demo.main import main as run_demo
+
+    try:
+        code = run_demo(exit_after=exit_after, broker=broker)
+    except BranchdError as error:
+        _explain(error)
+        code = 1
+    context.exit(code)
+
+
+def _load(
+    config: Path | None,
+    state: str | None,
+    run: str | None,
+    listen: tuple[str, ...],
+    name: str | None,
+    broker: str | None,
+    neighbourhood: str | None,
+    log_level: str | None,
+) -> "Config":
+    from branchd.cli.config import load
+
+    flags = {
+        ("branch", "state"): state,
+        ("branch", "run"): run,
+        ("branch", "name"): name,
+        ("branch", "log_level"): log_level,
+        ("http", "listen"): list(listen),
+        ("mesh", "broker"): broker,
+        ("mesh", "neighbourhood"): neighbourhood,
+    }
+    return load(config, os.environ, flags)
+
+
+def _lines(config: "Config") -> list[str]:
+    """As TOML, with where each value came from where that is not the default."""
+    from dataclasses import fields
+
+    from branchd.wire.decode import encode
+    from branchd.wire.json import dumps
+
+    lines = []
+    for section in ("branch", "http", "auth", "mesh"):
+        lines.append(f"[{section}]")
+        values = getattr(config, section)
+        for field in fields(values):
+            value = encode(getattr(values, field.name))
+            if isinstance(value, dict):
+                text = "{" + ", ".join(f"{dumps(k).decode()} = {dumps(v).decode()}" for k, v in value.items()) + "}"
+            else:
+                text = dumps(value).decode()
+            origin = config.origins.get((section, field.name), "")
+            origin = "" if origin.startswith("[") else f"  # {origin.partition(': ')[0]}"
+            lines.append(f"# {field.name} is not set" if value is None else f"{field.name} = {text}{origin}")
+        lines.append("")
+    return lines[:-1]
+
+
+def _explain(error: BranchdError) -> None:
+    click.echo(f"branchd: {error.detail}", err=True)
+    if isinstance(error, Invalid):
+        for fault in error.faults:
+            click.echo(f"  {fault.pointer}: {fault.detail}" + (f" ({fault.hint})" if fault.hint else ""), err=True)
+    if error.hint:
+        click.echo(f"  {error.hint}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""branchctl create, app, queue: what there is to be."""
+
+import json
+from typing import Any
+
+import click
+
+from branchd.cli.batch import require_up, state
+from branchd.cli.exits import Exit
+from branchd.cli.options import duration, output, waiting
+from branchd.cli.output import Column, as_json, neutral, show
+from branchd.cli.selectors import label
+from branchd.cli.session import Session, run
+from branchd.cli.spec_options import ProgramCommand, spec, spec_options
+from branchd.client import ApiProblem
+from branchd.client.client import Object
+
+APP_COLUMNS = (
+    Column("NAME", lambda app: app["name"]),
+    Column("INSTANCES", lambda app: app["instances"]),
+    Column("KIND", lambda app: app["spec"].get("kind", "celery")),
+    Column("GENERATION", lambda app: app["generation"], wide=True),
+    Column("CREATED", lambda app: app["created_at"], wide=True),
+    Column("RUNS", lambda app: app["spec"].get("application") or " ".join(app["spec"].get("command", ()))),
+)
+
+QUEUE_COLUMNS = (
+    Column("NAME", lambda queue: queue["name"]),
+    Column("EXCHANGE", lambda queue: queue["exchange"]),
+    Column("TYPE", lambda queue: queue["exchange_type"]),
+    Column("ROUTING KEY", lambda queue: queue["routing_key"]),
+    Column("OPTIONS", lambda queue: as_json(queue["options"]) if queue["options"] else None, wide=True),
+)
+
+
+@click.command(cls=ProgramCommand)
+@click.argument("app")
+@click.argument("name", required=False)
+@spec_options
+@waiting()
+@output
+@click.pass_obj
+def create(
+    session: Session, /, app: str, name: str | None, wait: bool, timeout: float, form: str, **fields: Any
+) -> Exit:
+    """Create an instance of APP and start it. Without a NAME it gets one.
+
+    What its spec leaves out, the app's says.
+    """
+    body = spec(**fields) | ({} if name is None else {"name": name})
+    created = run(session.client().create_instance(app, body, wait=timeout if wait else None))
+    if form in {"table", "wide"}:
+        click.echo(f"{label(created)}: created, {state(created)}")
+    else:
+        show(form, created, (), label)
+    if wait:
+        require_up(created, timeout)
+    return Exit.OK
+
+
+@click.group()
+def app() -> None:
+    """Apps: named sets of defaults for instances."""
+
+
+@app.command("ls")
+@output
+@click.pass_obj
+def app_ls(session: Session, form: str) -> None:
+    """List the apps."""
+    show(form, run(session.client().apps()), APP_COLUMNS, lambda one: str(one["name"]))
+
+
+@app.command("show")
+@click.argument("name")
+@output
+@click.pass_obj
+def app_show(session: Session, name: str, form: str) -> None:
+    """Show an app and its spec."""
+    found = run(session.client().app(name))
+    show(form, found, APP_COLUMNS, lambda one: str(one["name"]))
+    if form in {"table", "wide"}:
+        click.echo()
+        for field, value in sorted(found["spec"].items()):
+            click.echo(f"  {field:<12}  {neutral(value if isinstance(value, str) else as_json(value))}")
+
+
+@app.command("set", cls=ProgramCommand)
+@click.argument("name")
+@spec_options
+@click.option("--unset", multiple=True, metavar="FIELD", help="Take a field out; may be repeated.")
+@click.option("--replace", is_flag=True, help="Make this the whole spec, rather than change what is given.")
+@click.option("--restart", is_flag=True, help="Restart the instances that the change concerns, at once.")
+@output
+@click.pass_obj
+def app_set(
+    session: Session, /, name: str, unset: tuple[str, ...], replace: bool, restart: bool, form: str, **fields: Any
+) -> None:
+    """Change an app, or create it. Its instances run on as they are until they are restarted."""
+    given = spec(**fields) | dict.fromkeys(unset)
+    if replace and (unset or restart):
+        raise click.UsageError("--replace goes with neither --unset nor --restart")
+
+    async def work() -> tuple[Object, str]:
+        client = session.client()
+        if not replace:
+            try:
+                return await client.patch_app(name, given, restart=restart), "changed"
+            except ApiProblem as problem:
+                if problem.status != 404:
+                    raise
+        return await client.put_app(name, {k: v for k, v in given.items() if v is not None}), "set"
+
+    found, done = run(work())
+    if form in {"table", "wide"}:
+        click.echo(f"{found['name']}: {done}, generation {found['generation']}")
+    else:
+        show(form, found, APP_COLUMNS, lambda one: str(one["name"]))
+
+
+@app.command("rm")
+@click.argument("name")
+@click.option("--cascade", is_flag=True, help="Stop and delete its instances first.")
+@click.option(
+    "--timeout", type=duration, metavar="TIME", default="60s", show_default=True, help="How long that may take."
+)
+@click.pass_obj
+def app_rm(session: Session, name: str, cascade: bool, timeout: float) -> None:
+    """Delete an app that has no instances."""
+    run(session.client().delete_app(name, cascade=cascade, patience=timeout if cascade else 0.0))
+    click.echo(f"{name}: deleted")
+
+
+@click.group()
+def queue() -> None:
+    """Queues: how an app's queues are declared at the broker."""
+
+
+@queue.command("ls")
+@click.argument("app")
+@output
+@click.pass_obj
+def queue_ls(session: Session, app: str, form: str) -> None:
+    """List the queues that APP declares."""
+    show(form, run(session.client().queues(app)), QUEUE_COLUMNS, lambda one: str(one["name"]))
+
+
+@queue.command("set")
+@click.argument("app")
+@click.argument("name")
+@click.option("--exchange", help="By default the queue's own name.")
+@click.option("--type", "exchange_type", help="direct (by default), topic, fanout or headers.")
+@click.option("--routing-key", help="By default the queue's own name.")
+@click.option("--options", help="More of the declaration, as a JSON object.")
+@output
+@click.pass_obj
+def queue_set(session: Session, /, app: str, name: str, options: str | None, form: str, **fields: str | None) -> None:
+    """Declare a queue of APP, or declare it anew."""
+    declaration: Object = {field: value for field, value in fields.items() if value is not None}
+    if options is not None:
+        try:
+            declaration["options"] = json.loads(options)
+        except ValueError as error:
+            raise click.UsageError(f"--options is not JSON: {error}") from None
+    found = run(session.client().put_queue(app, name, declaration))
+    show(form, found, QUEUE_COLUMNS, lambda one: str(one["name"]))
+
+
+@queue.command("rm")
+@click.argument("app")
+@click.argument("name")
+@click.pass_obj
+def queue_rm(session: Session, app: str, name: str) -> None:
+    """Forget the declaration of a queue; the queue at the broker stays."""
+    run(session.client().delete_queue(app, name))
+    click.echo(f"{neutral(name)}: deleted")

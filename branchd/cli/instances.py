@@ -1,0 +1,226 @@
+"""branchctl ps, show, start, stop, restart, signal, rm: what there is, and whether it runs."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from branchd.cli.batch import Batch, require_down, require_gone, require_up, state
+from branchd.cli.exits import Exit
+from branchd.cli.options import output, selecting, waiting
+from branchd.cli.output import Column, as_json, neutral, show
+from branchd.cli.selectors import Selection, find, label
+from branchd.cli.session import Session, run
+from branchd.client import BranchdClient
+from branchd.client.client import Object
+
+#: as supervisorctl's status has it: not running, and nobody is about to start it
+NOT_RUNNING = frozenset({"STOPPED", "EXITED", "FATAL"})
+
+
+def _age(moment: str | None) -> str | None:
+    """Since then, as 5s, 3m12s, 2h05m or 4d03h."""
+    if moment is None:
+        return None
+    seconds = max(0, int((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))
+    for unit, size, lower, step in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}{seconds % size // step:02}{lower}"
+    return f"{seconds}s"
+
+
+def _generation(instance: Object) -> str:
+    """With the one that runs, where it is another."""
+    running, now = instance["status"]["observed_generation"], instance["generation"]
+    return str(now) if running == now or not instance["status"]["pid"] else f"{now} (runs {running})"
+
+
+COLUMNS = (
+    Column("NAME", label),
+    Column("STATE", lambda one: one["status"]["state"]),
+    Column("PID", lambda one: one["status"]["pid"]),
+    Column("UP", lambda one: _age(one["status"]["started_at"]) if one["status"]["pid"] else None),
+    Column("RESTARTS", lambda one: one["status"]["restarts"]),
+    Column("KIND", lambda one: one["kind"], wide=True),
+    Column("BRANCH", lambda one: one["branch"], wide=True),
+    Column("WANTED", lambda one: one["status"]["wanted"], wide=True),
+    Column("GENERATION", _generation, wide=True),
+    Column("QUEUES", lambda one: ",".join(one["effective"].get("queues") or ()), wide=True),
+    Column(
+        "LABELS", lambda one: ",".join(f"{k}={v}" for k, v in one["effective"].get("labels", {}).items()), wide=True
+    ),
+    Column("REASON", lambda one: one["status"]["reason"]),
+)
+
+
+@click.command()
+@selecting(required=False)
+@output
+@click.pass_obj
+def ps(session: Session, selection: Selection, form: str) -> int:
+    """List instances, all or those that are selected.
+
+    With a SELECTOR the exit code is 3 when one of them is STOPPED, EXITED or FATAL.
+    """
+
+    async def listing() -> Object:
+        client = session.client()
+        if selection == Selection():
+            return await client.instances()
+        return {"items": await find(client, selection), "next": None, "partial": False, "unreachable": []}
+
+    found = run(listing())
+    show(form, found, COLUMNS, label)
+    return _running(found["items"]) if selection.patterns else Exit.OK
+
+
+@click.command("show")
+@selecting(required=True)
+@output
+@click.pass_obj
+def show_command(session: Session, selection: Selection, form: str) -> int:
+    """Show all of an instance: how it is, what was asked for, how its process ended last.
+
+    The exit code is 3 when it is STOPPED, EXITED or FATAL.
+    """
+    found = run(find(session.client(), selection))
+    if form in {"table", "wide"}:
+        click.echo("\n\n".join("\n".join(_description(instance)) for instance in found))
+    elif len(found) == 1:
+        show(form, found[0], COLUMNS, label)
+    else:
+        show(form, {"items": found, "next": None, "partial": False, "unreachable": []}, COLUMNS, label)
+    return _running(found)
+
+
+@click.command()
+@selecting(required=True)
+@waiting()
+@output
+@click.pass_obj
+def start(session: Session, selection: Selection, wait: bool, timeout: float, form: str) -> int:
+    """Start instances, and keep them running."""
+
+    async def one(client: BranchdClient, instance: Object) -> Object:
+        answer = await client.start(instance["app"], instance["name"], wait=timeout if wait else None)
+        return require_up(answer, timeout) if wait else answer
+
+    return _each(session, selection, form, one)
+
+
+@click.command()
+@selecting(required=True)
+@waiting()
+@output
+@click.pass_obj
+def stop(session: Session, selection: Selection, wait: bool, timeout: float, form: str) -> int:
+    """Stop instances by their stop plans."""
+
+    async def one(client: BranchdClient, instance: Object) -> Object:
+        answer = await client.stop(instance["app"], instance["name"], wait=timeout if wait else None)
+        return require_down(answer, timeout) if wait else answer
+
+    return _each(session, selection, form, one)
+
+
+@click.command()
+@selecting(required=True)
+@waiting()
+@output
+@click.pass_obj
+def restart(session: Session, selection: Selection, wait: bool, timeout: float, form: str) -> int:
+    """Stop instances by their stop plans, and start them with what is now asked for."""
+
+    async def one(client: BranchdClient, instance: Object) -> Object:
+        answer = await client.restart(instance["app"], instance["name"], wait=timeout if wait else None)
+        return require_up(answer, timeout) if wait else answer
+
+    return _each(session, selection, form, one)
+
+
+@click.command()
+@click.argument("signal")
+@selecting(required=True)
+@output
+@click.pass_obj
+def signal(session: Session, signal: str, selection: Selection, form: str) -> int:
+    """Send SIGNAL, such as HUP, to the main process of instances."""
+    name = signal.upper().removeprefix("SIG")
+
+    async def one(client: BranchdClient, instance: Object) -> Object:
+        return await client.signal(instance["app"], instance["name"], name)
+
+    return _each(session, selection, form, one, lambda _: f"{name} sent")
+
+
+@click.command()
+@selecting(required=True)
+@waiting()
+@output
+@click.pass_obj
+def rm(session: Session, selection: Selection, wait: bool, timeout: float, form: str) -> int:
+    """Stop instances and delete them."""
+
+    async def one(client: BranchdClient, instance: Object) -> Object:
+        gone = await client.delete_instance(instance["app"], instance["name"], wait=timeout if wait else None)
+        return require_gone(gone, instance, timeout) if wait else instance
+
+    return _each(session, selection, form, one, lambda _: "deleted" if wait else "is being deleted")
+
+
+def _each(
+    session: Session,
+    selection: Selection,
+    form: str,
+    act: Callable[[BranchdClient, Object], Awaitable[Object]],
+    tell: Callable[[Object], str] = state,
+) -> int:
+    async def all_of_them() -> int:
+        client = session.client()
+        batch = Batch(form, await find(client, selection))
+        return await batch.run(lambda instance: act(client, instance), tell)
+
+    return run(all_of_them())
+
+
+def _running(instances: list[Object]) -> Exit:
+    stopped = any(instance["status"]["state"] in NOT_RUNNING for instance in instances)
+    return Exit.NOT_RUNNING if stopped else Exit.OK
+
+
+def _description(instance: Object) -> list[str]:
+    status = instance["status"]
+    last = status["last_exit"]
+    facts: list[tuple[str, Any]] = [
+        ("State", state(instance)),
+        ("Wanted", "gone" if status["deleting"] else status["wanted"]),
+        ("Kind", instance["kind"]),
+        ("Branch", f"{instance['branch']} ({instance['placement']})"),
+        ("Created", instance["created_at"]),
+        ("Started", status["started_at"]),
+        ("Restarts", status["restarts"]),
+        ("Next try", status["next_try_at"]),
+        ("Last exit", last and f"{_ending(last)} at {last['at']}"),
+        ("Generation", _generation(instance)),
+    ]
+    facts += [(one["type"], f"{one['status']} {one['reason']}".rstrip()) for one in status["conditions"]]
+    own = instance["spec"]
+    effective = [
+        (name, f"{value if isinstance(value, str) else as_json(value)}{'' if name in own else '  (inherited)'}")
+        for name, value in sorted(instance["effective"].items())
+    ]
+    width = max(len(name) for name, _ in facts + effective)
+    lines = [neutral(label(instance))]
+    for name, value in facts:
+        if value not in (None, ""):
+            lines.append(f"  {name.ljust(width)}  {neutral(str(value))}")
+    lines.append("  Spec")
+    lines += [f"    {name.ljust(width)}  {neutral(value)}" for name, value in effective]
+    return lines
+
+
+def _ending(last: Object) -> str:
+    if last["signal"] is not None:
+        return f"killed by {last['signal']}"
+    return "exit status unknown" if last["code"] is None else f"exit code {last['code']}"

@@ -1,0 +1,150 @@
+"""branchctl logs and events: what instances write, and what happens to them."""
+
+import asyncio
+import codecs
+import sys
+from typing import Any, BinaryIO
+
+import click
+
+from branchd.cli.exits import Exit
+from branchd.cli.options import patterns
+from branchd.cli.output import as_json, neutral
+from branchd.cli.selectors import Selection, find, label
+from branchd.cli.session import Session, run
+from branchd.client import BranchdClient
+from branchd.client.client import Object
+
+#: bytes of a line that are kept back until its end comes, when lines of several instances are told apart
+LONGEST_LINE = 64 << 10
+
+
+class Writer:
+    """To where the logs go: bytes as they were written; on a terminal nothing that could move or recolour it."""
+
+    def __init__(self, out: BinaryIO, terminal: bool) -> None:
+        self._out = out
+        self._terminal = terminal
+
+    def source(self, prefix: str) -> "Source":
+        return Source(self, prefix.encode())
+
+    def write(self, data: bytes, decoder: codecs.IncrementalDecoder, final: bool = False) -> None:
+        if self._terminal:
+            data = neutral(decoder.decode(data, final).replace("\r\n", "\n"), keep="\n\t").encode()
+        self._out.write(data)
+        self._out.flush()
+
+
+class Source:
+    """The output of one instance: with a prefix only whole lines are passed on."""
+
+    def __init__(self, writer: Writer, prefix: bytes) -> None:
+        self._writer = writer
+        self._prefix = prefix
+        self._rest = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+
+    def feed(self, piece: bytes) -> None:
+        if not self._prefix:
+            self._writer.write(piece, self._decoder)
+            return
+        *whole, self._rest = (self._rest + piece).split(b"\n")
+        if len(self._rest) > LONGEST_LINE:
+            whole.append(self._rest)
+            self._rest = b""
+        if whole:
+            self._writer.write(b"".join(self._prefix + line + b"\n" for line in whole), self._decoder)
+
+    def close(self) -> None:
+        last = self._prefix + self._rest + b"\n" if self._rest else b""
+        self._writer.write(last, self._decoder, final=True)
+
+
+@click.command()
+@click.argument("selectors", nargs=-1, required=True, metavar="SELECTOR...")
+@click.option("-n", "--tail", type=click.IntRange(min=0), default=100, show_default=True, help="Lines to begin with.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written, until Ctrl-C.")
+@click.option("--stream", type=click.Choice(["stdout", "stderr"]), default="stdout", show_default=True,
+              help="Which one; stdout has both unless the spec's logs.stderr is file.")  # fmt: skip
+@click.pass_obj
+def logs(session: Session, selectors: tuple[str, ...], tail: int, follow: bool, stream: str) -> int:
+    """Show what instances wrote. With several, each line begins with the instance's name."""
+    selection = Selection(patterns(selectors))
+    writer = Writer(sys.stdout.buffer, sys.stdout.isatty())
+
+    async def all_of_them() -> int:
+        client = session.client()
+        instances = await find(client, selection)
+        names = [label(instance) for instance in instances]
+        width = max(map(len, names))
+        prefixes = [f"{name.ljust(width)} | " if len(names) > 1 else "" for name in names]
+        work = [
+            _copy(client, instance, writer.source(prefix), tail, follow, stream)
+            for instance, prefix in zip(instances, prefixes, strict=True)
+        ]
+        if follow:
+            await asyncio.gather(*work)
+        else:
+            for one in work:
+                await one
+        return Exit.OK
+
+    return run(all_of_them())
+
+
+async def _copy(client: BranchdClient, instance: Object, source: Source, tail: int, follow: bool, stream: str) -> None:
+    try:
+        async for piece in client.logs(instance["app"], instance["name"], tail=tail, stream=stream, follow=follow):
+            source.feed(piece)
+    finally:
+        source.close()
+
+
+@click.command()
+@click.option("-n", "--tail", type=click.IntRange(min=0), help="Begin with so many of the last; 100 unless following.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens, until Ctrl-C.")
+@click.option("--after", type=click.IntRange(min=0), help="Begin after the event with this id.")
+@click.option("--app", help="Only of this app.")
+@click.option("--instance", help="Only of instances of this name.")
+@click.option("--type", "kind", default="", help="Only types that begin so, such as instance.state.")
+@click.option("-o", "--output", "form", type=click.Choice(["table", "jsonl"]), default="table", show_default=True,
+              help="How to show it.")  # fmt: skip
+@click.pass_obj
+def events(
+    session: Session, tail: int | None, follow: bool, after: int | None, app: str | None, instance: str | None,
+    kind: str, form: str,
+) -> int:  # fmt: skip
+    """Show what happened last, or with -f what happens from now on.
+
+    --tail counts before --app, --instance and --type choose.
+    """
+    if after is not None and tail is not None:
+        raise click.UsageError("--after and --tail exclude each other")
+
+    async def watch() -> Exit:
+        client = session.client()
+        last = await client.last_event()
+        since = after if after is not None else max(0, last - (tail if tail is not None else 0 if follow else 100))
+        if since >= last and not follow:
+            return Exit.OK
+        async for event in client.events(since):
+            if event["type"] == "reset":
+                click.echo("some of these events are no longer kept", err=True)
+            elif (
+                app in (None, event["app"]) and instance in (None, event["instance"]) and event["type"].startswith(kind)
+            ):
+                click.echo(as_json(event) if form == "jsonl" else _line(event))
+            if not follow and event["id"] >= last:
+                break
+        return Exit.OK
+
+    return run(watch())
+
+
+def _line(event: dict[str, Any]) -> str:
+    who = ":".join(part for part in (event["app"], event["instance"]) if part) or "-"
+    facts = " ".join(
+        f"{k}={v if isinstance(v, str) else as_json(v)}" for k, v in event["data"].items() if v is not None
+    )
+    return neutral(f"{event['at']}  {event['type']:<20}  {who}  {facts}".rstrip())

@@ -1,0 +1,127 @@
+"""branchctl consumer and autoscale: what Celery workers are told while they run."""
+
+from collections.abc import Awaitable, Callable
+
+import click
+
+from branchd.cli.batch import Batch
+from branchd.cli.exits import Exit
+from branchd.cli.options import output, patterns
+from branchd.cli.output import Column, neutral, show
+from branchd.cli.selectors import Selection, find
+from branchd.cli.session import Session, run
+from branchd.client import BranchdClient
+from branchd.client.client import Object
+
+_CONSUMING = {True: "yes", False: "no", None: "unknown"}
+
+COLUMNS = (
+    Column("QUEUE", lambda one: one["queue"]),
+    Column("WANTED", lambda one: "yes" if one["wanted"] else "no"),
+    Column("CONSUMING", lambda one: _CONSUMING[one["consuming"]]),
+)
+
+BOUNDS = (
+    Column("MIN", lambda one: one["min"]),
+    Column("MAX", lambda one: one["max"]),
+    Column("ACTUAL", lambda one: one["actual"]),
+)
+
+
+@click.group()
+def consumer() -> None:
+    """Consumers: which queues a worker takes tasks from."""
+
+
+@consumer.command("ls")
+@click.argument("selector")
+@output
+@click.pass_obj
+def consumer_ls(session: Session, selector: str, form: str) -> None:
+    """List the queues of one worker: wanted, and what it says that it does."""
+    found = run(_of_one(session, selector, lambda client, app, name: client.consumers(app, name)))
+    show(form, found, COLUMNS, lambda one: str(one["queue"]))
+
+
+@consumer.command("add")
+@click.argument("selector")
+@click.argument("queue")
+@output
+@click.pass_obj
+def consumer_add(session: Session, selector: str, queue: str, form: str) -> int:
+    """Let workers take tasks from QUEUE too, now and after every restart."""
+
+    async def one(client: BranchdClient, instance: Object) -> Object:
+        return await client.add_consumer(instance["app"], instance["name"], queue)
+
+    return _each(session, selector, form, one, lambda _: f"consumes from {neutral(queue)}")
+
+
+@consumer.command("rm")
+@click.argument("selector")
+@click.argument("queue")
+@output
+@click.pass_obj
+def consumer_rm(session: Session, selector: str, queue: str, form: str) -> int:
+    """Let workers take no more tasks from QUEUE."""
+
+    async def one(client: BranchdClient, instance: Object) -> Object:
+        await client.cancel_consumer(instance["app"], instance["name"], queue)
+        return {"queue": queue, "wanted": False, "consuming": None}
+
+    return _each(session, selector, form, one, lambda _: f"no longer consumes from {neutral(queue)}")
+
+
+@click.group()
+def autoscale() -> None:
+    """Autoscale: how many processes a worker's pool may have."""
+
+
+@autoscale.command("show")
+@click.argument("selector")
+@output
+@click.pass_obj
+def autoscale_show(session: Session, selector: str, form: str) -> None:
+    """Show the bounds of one worker's pool, and how many processes it has."""
+    found = run(_of_one(session, selector, lambda client, app, name: client.autoscale(app, name)))
+    show(form, found, BOUNDS, lambda one: f"{one['min']},{one['max']}")
+
+
+@autoscale.command("set")
+@click.argument("selector")
+@click.argument("least", metavar="MIN", type=int)
+@click.argument("most", metavar="MAX", type=int)
+@output
+@click.pass_obj
+def autoscale_set(session: Session, selector: str, least: int, most: int, form: str) -> int:
+    """Set the bounds, now and after every restart."""
+
+    async def one(client: BranchdClient, instance: Object) -> Object:
+        return await client.set_autoscale(instance["app"], instance["name"], least, most)
+
+    return _each(session, selector, form, one, lambda bounds: f"{bounds['min']} to {bounds['max']} processes")
+
+
+async def _of_one(
+    session: Session, selector: str, ask: Callable[[BranchdClient, str, str], Awaitable[Object]]
+) -> Object:
+    client = session.client()
+    found = await find(client, Selection(patterns((selector,))))
+    if len(found) > 1:
+        raise click.UsageError(f"{selector} means {len(found)} instances; this shows one")
+    return await ask(client, found[0]["app"], found[0]["name"])
+
+
+def _each(
+    session: Session,
+    selector: str,
+    form: str,
+    act: Callable[[BranchdClient, Object], Awaitable[Object]],
+    tell: Callable[[Object], str],
+) -> int:
+    async def all_of_them() -> Exit:
+        client = session.client()
+        batch = Batch(form, await find(client, Selection(patterns((selector,)))))
+        return await batch.run(lambda instance: act(client, instance), tell)
+
+    return run(all_of_them())

@@ -1,0 +1,290 @@
+"""The automaton, by rows for what people rely on and by random walks for what must never happen."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from branchd.core.lifecycle import (
+    ANSWERS,
+    KILL_AGAIN,
+    OURS_AGAIN,
+    TABLE,
+    Cell,
+    Event,
+    Kill,
+    Machine,
+    Policy,
+    Question,
+    Signal,
+    Spawn,
+    State,
+    Symbol,
+    edges,
+    step,
+)
+from branchd.core.spec import Restart, RestartPolicy, StopStep, Wanted
+from branchd.core.values import Exit
+
+POLICY = Policy(Restart(), (StopStep("TERM", 10), StopStep("QUIT", 5)))
+RUNNING = Machine(State.RUNNING, Wanted.UP, run=1, alive=True)
+
+
+def walk(machine, *events, policy=POLICY, now=0.0, chance=0.5):
+    effects = []
+    for event in events:
+        machine, done = step(machine, event, now, policy, chance)
+        effects += done
+    return machine, effects
+
+
+def up_and_ready(run=1):
+    return Event(Symbol.UP), Event(Symbol.SPAWNED), Event(Symbol.READY, run)
+
+
+def test_a_wanted_instance_is_spawned_and_runs_when_it_is_ready():
+    machine, effects = walk(Machine(), *up_and_ready())
+    assert (machine.state, machine.alive, machine.run) == (State.RUNNING, True, 1)
+    assert effects == [Spawn(1)]
+
+
+def test_a_crash_is_answered_at_once_and_counted():
+    machine, effects = walk(RUNNING, Event(Symbol.EXITED, 1, Exit(signal=9)))
+    assert (machine.state, machine.restarts, machine.reason) == (State.STARTING, 1, "killed by SIGKILL")
+    assert effects == [Spawn(2)]
+
+
+def test_the_second_crash_waits_and_the_timer_before_its_time_does_nothing():
+    once, _ = walk(RUNNING, Event(Symbol.EXITED, 1, Exit(1)), Event(Symbol.SPAWNED))
+    twice, effects = walk(once, Event(Symbol.EXITED, 2, Exit(1)), now=1.0)
+    assert (twice.state, twice.deadline, effects) == (State.BACKOFF, 1.5, [])
+    assert step(twice, Event(Symbol.TIMER), 1.4, POLICY, 0.5) == (twice, [])
+    again, effects = step(twice, Event(Symbol.TIMER), 1.5, POLICY, 0.5)
+    assert (again.state, again.deadline, effects) == (State.STARTING, None, [Spawn(3)])
+
+
+def test_too_many_crashes_are_fatal_with_the_reason_and_a_start_forgives():
+    policy = replace(POLICY, restart=Restart(max_restarts=0))
+    fatal, effects = walk(RUNNING, Event(Symbol.EXITED, 1, Exit(3)), policy=policy)
+    assert (fatal.state, fatal.reason, effects) == (State.FATAL, "exit code 3; 1 times within 300 s", [])
+    machine, effects = walk(fatal, Event(Symbol.UP), policy=policy)
+    assert (machine.state, machine.crashes, machine.reason, effects) == (State.STARTING, (), "", [Spawn(2)])
+
+
+def test_up_while_stopping_starts_after_the_exit_and_that_exit_is_no_crash():
+    machine, effects = walk(RUNNING, Event(Symbol.DOWN), Event(Symbol.UP), Event(Symbol.EXITED, 1, Exit(signal=15)))
+    assert (machine.state, machine.crashes, machine.restarts) == (State.STARTING, (), 0)
+    assert effects == [Signal("TERM"), Spawn(2)]
+
+
+def test_down_while_in_backoff_stops_and_the_timer_that_was_armed_means_nothing():
+    waiting = replace(RUNNING, state=State.BACKOFF, alive=False, deadline=5.0)
+    stopped, effects = walk(waiting, Event(Symbol.DOWN))
+    assert (stopped.state, stopped.deadline, effects) == (State.STOPPED, None, [])
+    assert step(stopped, Event(Symbol.TIMER), 9.0, POLICY, 0.5) == (stopped, [])
+
+
+def test_an_exit_before_ready_is_a_crash():
+    starting = replace(RUNNING, state=State.STARTING)
+    machine, effects = walk(starting, Event(Symbol.EXITED, 1, Exit(1)))
+    assert (len(machine.crashes), effects) == (1, [Spawn(2)])
+
+
+def test_two_exits_that_race_a_restart_start_one_process():
+    machine, effects = walk(
+        RUNNING, Event(Symbol.RESTART), Event(Symbol.EXITED, 1, Exit(0)), Event(Symbol.EXITED, 1, Exit(0))
+    )
+    assert (machine.state, machine.crashes) == (State.STARTING, ())
+    assert effects == [Signal("TERM"), Spawn(2)]
+
+
+def test_a_change_of_the_spec_while_starting_lets_the_start_go_on():
+    starting = replace(RUNNING, state=State.STARTING)
+    assert walk(starting, Event(Symbol.SPEC_CHANGED)) == (starting, [])
+
+
+@pytest.mark.parametrize("state", [State.BACKOFF, State.FATAL])
+def test_a_change_of_the_spec_ends_the_waiting(state):
+    waiting = replace(RUNNING, state=state, alive=False, crashes=(0.0,), deadline=50.0)
+    machine, effects = walk(waiting, Event(Symbol.SPEC_CHANGED))
+    assert (machine.state, machine.crashes, effects) == (State.STARTING, (), [Spawn(2)])
+
+
+def test_the_stop_plan_goes_step_by_step_and_ends_with_the_tree():
+    machine, effects = step(RUNNING, Event(Symbol.DOWN), 0, POLICY, 0)
+    assert (machine.deadline, effects) == (10, [Signal("TERM")])
+    machine, effects = step(machine, Event(Symbol.TIMER), 10, POLICY, 0)
+    assert (machine.deadline, effects) == (15, [Signal("QUIT")])
+    machine, effects = step(machine, Event(Symbol.TIMER), 15, POLICY, 0)
+    assert (machine.deadline, effects) == (15 + KILL_AGAIN, [Kill()])
+    machine, effects = step(machine, Event(Symbol.TIMER), 15 + KILL_AGAIN, POLICY, 0)
+    assert effects == [Kill()]
+    machine, effects = step(machine, Event(Symbol.EXITED, 1, Exit(signal=9)), 21, POLICY, 0)
+    assert (machine.state, machine.deadline, effects) == (State.STOPPED, None, [])
+
+
+def test_kill_has_no_patience():
+    machine, effects = walk(RUNNING, Event(Symbol.KILL))
+    assert (machine.state, machine.wanted, effects) == (State.STOPPING, Wanted.DOWN, [Kill()])
+
+
+def test_an_unhealthy_process_is_killed_and_the_reason_outlives_it():
+    machine, effects = walk(RUNNING, Event(Symbol.UNHEALTHY, 1, reason="hung"), Event(Symbol.EXITED, 1, Exit(signal=9)))
+    assert (machine.state, machine.reason, len(machine.crashes)) == (State.STARTING, "hung", 1)
+    assert effects == [Kill(), Spawn(2)]
+
+
+@pytest.mark.parametrize("symbol", [Symbol.READY, Symbol.EXITED, Symbol.UNHEALTHY])
+def test_what_an_earlier_process_did_changes_nothing(symbol):
+    second = replace(RUNNING, run=2)
+    assert walk(second, Event(symbol, 1)) == (second, [])
+
+
+def test_a_start_that_fails_waits_and_the_machines_own_fault_never_ends_in_fatal():
+    policy = replace(POLICY, restart=Restart(max_restarts=0))
+    starting = replace(RUNNING, state=State.STARTING, alive=False)
+    ours, _ = walk(starting, Event(Symbol.SPAWN_FAILED, reason="no memory", ours=True), policy=policy)
+    assert (ours.state, ours.deadline, ours.reason, ours.crashes) == (State.BACKOFF, OURS_AGAIN, "no memory", ())
+    theirs, _ = walk(starting, Event(Symbol.SPAWN_FAILED, reason="no such program"), policy=policy)
+    assert (theirs.state, theirs.reason) == (State.FATAL, "no such program; 1 times within 300 s")
+    patient, _ = walk(starting, Event(Symbol.SPAWN_FAILED, reason="no such program"))
+    assert (patient.state, patient.deadline) == (State.BACKOFF, OURS_AGAIN)
+
+
+def test_an_adopted_process_goes_on_where_it_was():
+    gone = replace(RUNNING, state=State.STOPPING, alive=False, wanted=Wanted.DOWN)
+    machine, effects = walk(gone, Event(Symbol.ADOPTED))
+    assert (machine.state, machine.alive, effects) == (State.STOPPING, True, [Signal("TERM")])
+    assert walk(RUNNING, Event(Symbol.ADOPTED)) == (RUNNING, [])
+
+
+def test_never_means_never_and_an_expected_exit_ends_it():
+    never = replace(POLICY, restart=Restart(policy=RestartPolicy.NEVER))
+    assert walk(RUNNING, Event(Symbol.EXITED, 1, Exit(1)), policy=never)[0].state is State.EXITED
+    failure = replace(POLICY, restart=Restart(policy=RestartPolicy.ON_FAILURE, expected_exit_codes=(0, 2)))
+    assert walk(RUNNING, Event(Symbol.EXITED, 1, Exit(2)), policy=failure)[0].state is State.EXITED
+    assert walk(RUNNING, Event(Symbol.EXITED, 1, Exit()), policy=failure)[0].state is State.STARTING
+
+
+def test_every_question_has_its_answers_and_every_state_an_arrow_out():
+    asked = {cell for row in TABLE.values() for cell in row.values() if isinstance(cell, Question)}
+    assert asked == set(ANSWERS) == set(Question)
+    assert {edge.source for edge in edges()} == {edge.target for edge in edges()} == set(State)
+    assert all(isinstance(cell, Cell) for answers in ANSWERS.values() for cell in answers.values())
+
+
+class World(RuleBasedStateMachine):
+    """An operator, a machine and a program that do what they like, in any order, at any time."""
+
+    @initialize(
+        policy=st.sampled_from(RestartPolicy), most=st.integers(0, 4), floor=st.floats(0, 5), steps=st.integers(1, 3)
+    )
+    def begin(self, policy, most, floor, steps):
+        restart = Restart(policy=policy, max_restarts=most, floor=floor, ceiling=60, window=100)
+        self.policy = Policy(restart, tuple(StopStep("TERM", 10) for _ in range(steps)))
+        self.machine = Machine()
+        self.now = 0.0
+        self.spawning = False
+        self.process = None  # the number of the process that exists
+        self.killed = False
+
+    def post(self, event, chance=0.5):
+        before = self.machine
+        self.machine, effects = step(self.machine, event, self.now, self.policy, chance)
+        if event.symbol is Symbol.EXITED and before.state is State.STOPPING:
+            assert self.machine.crashes in (before.crashes, ()), "an intended exit was counted as a crash"
+        for effect in effects:
+            if isinstance(effect, Spawn):
+                assert self.process is None and not self.spawning, "two processes of one instance"
+                assert effect.run == before.run + 1
+                self.spawning, self.killed = True, False
+            if isinstance(effect, Kill) and self.process is not None:
+                self.killed = True
+
+    @rule(symbol=st.sampled_from([Symbol.UP, Symbol.DOWN, Symbol.RESTART, Symbol.KILL, Symbol.SPEC_CHANGED]))
+    def operator(self, symbol):
+        self.post(Event(symbol))
+
+    @precondition(lambda self: self.spawning)
+    @rule()
+    def spawned(self):
+        self.spawning, self.process = False, self.machine.run
+        self.post(Event(Symbol.SPAWNED))
+
+    @precondition(lambda self: self.spawning)
+    @rule(ours=st.booleans(), chance=st.floats(0, 0.99))
+    def spawn_fails(self, ours, chance):
+        self.spawning = False
+        self.post(Event(Symbol.SPAWN_FAILED, reason="no", ours=ours), chance)
+
+    @precondition(lambda self: self.process is not None)
+    @rule(symbol=st.sampled_from([Symbol.READY, Symbol.UNHEALTHY]))
+    def speaks(self, symbol):
+        self.post(Event(symbol, self.process, reason="hung"))
+
+    @precondition(lambda self: self.process is not None)
+    @rule(exit=st.sampled_from([Exit(0), Exit(1), Exit(signal=9), Exit()]), chance=st.floats(0, 0.99))
+    def ends(self, exit, chance):
+        run, self.process = self.process, None
+        self.post(Event(Symbol.EXITED, run, exit), chance)
+
+    @rule(symbol=st.sampled_from([Symbol.READY, Symbol.EXITED, Symbol.UNHEALTHY]), back=st.integers(0, 3))
+    def says_something_late(self, symbol, back):
+        run = self.machine.run - back
+        if run != self.process:
+            before = self.machine
+            self.post(Event(symbol, run))
+            assert self.machine == before
+
+    @rule(seconds=st.floats(0, 200))
+    def time_passes(self, seconds):
+        self.now += seconds
+        self.post(Event(Symbol.TIMER))
+
+    @precondition(lambda self: not self.spawning)
+    @rule()
+    def daemon_is_killed_and_adopts(self):
+        if self.process is not None:
+            self.machine = replace(self.machine, alive=False)
+            self.post(Event(Symbol.ADOPTED))
+
+    @invariant()
+    def the_machine_knows_what_is(self):
+        if hasattr(self, "machine"):
+            assert self.machine.alive is (self.process is not None)
+            resting = self.machine.state in (State.STOPPED, State.BACKOFF, State.EXITED, State.FATAL)
+            assert resting is not (self.process is not None or self.spawning)
+            if self.machine.state is State.BACKOFF:
+                assert self.machine.deadline is not None
+
+    def teardown(self):
+        """Wanted up and not FATAL ends in RUNNING once the process behaves; wanted down ends without a process."""
+        if not hasattr(self, "machine"):
+            return
+        for wanted, end in ((Symbol.UP, State.RUNNING), (Symbol.DOWN, State.STOPPED)):
+            self.post(Event(wanted))
+            for _ in range(20):
+                if self.spawning:
+                    self.spawned()
+                elif self.process is not None and (self.machine.state is State.STOPPING or self.killed):
+                    self.ends(Exit(0), 0.5)
+                elif self.process is not None:
+                    self.speaks(Symbol.READY)
+                else:
+                    self.time_passes(61)
+                if wanted is Symbol.UP and self.machine.state in (State.FATAL, State.EXITED):
+                    self.post(Event(Symbol.UP))
+            assert self.machine.state is end
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+
+
+@given(st.lists(st.sampled_from(list(Symbol)), max_size=8))
+def test_no_order_of_wishes_alone_starts_more_than_one_process(symbols):
+    wishes = [symbol for symbol in symbols if symbol in (Symbol.UP, Symbol.DOWN, Symbol.RESTART, Symbol.SPEC_CHANGED)]
+    _, effects = walk(Machine(), *map(Event, wishes))
+    assert sum(isinstance(effect, Spawn) for effect in effects) <= 1

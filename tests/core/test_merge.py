@@ -1,0 +1,50 @@
+"""RFC 7396 by the examples of its own appendix, and the hiding of secrets."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from branchd.core.merge import HIDDEN, hide, merge, reveal
+
+json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "merged"),
+    [
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        (["a", "b"], ["c", "d"], ["c", "d"]),
+        ({"a": "b"}, ["c"], ["c"]),
+        ({"a": "foo"}, None, None),
+        ({"a": "foo"}, "bar", "bar"),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+)
+def test_the_rfcs_examples(target, patch, merged):
+    assert merge(target, patch) == merged
+
+
+@given(json, json)
+def test_patching_twice_is_patching_once(target, patch):
+    once = merge(target, patch)
+    assert merge(once, patch) == once
+
+
+def test_secrets_are_hidden_and_what_was_read_can_be_written_back():
+    stored = {"broker": "amqp://u:p@h//", "env": {"A": "1", "KEY": {"secret": "x"}}, "pool": "solo"}
+    shown = hide(stored)
+    assert shown == {"broker": HIDDEN, "env": {"A": "1", "KEY": {"secret": HIDDEN}}, "pool": "solo"}
+    assert reveal(shown, stored) == stored
+    assert reveal({**shown, "env": {"NEW": {"secret": HIDDEN}}}, stored)["env"] == {"NEW": {"secret": HIDDEN}}
