@@ -16,16 +16,16 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import structlog
 
-from branchd.adapters.log_layout import NotPlain, inner_folder, open_plain
+from branchd.adapters.log_layout import NotPlain, inner_folder, opened
 from branchd.adapters.log_reading import last_lines, read_on
 from branchd.adapters.rotation import RotatedLog
 from branchd.core.errors import SpawnFailed, Unavailable
@@ -103,20 +103,19 @@ class FileLogs:
         self._round: asyncio.Future[None] | None = None
         self._closed = False
 
-    def open(self, key: Key, joined: bool) -> tuple[int, int]:
-        """SpawnFailed when what stands there is not a regular file with one link, or cannot be made."""
-        try:
-            with inner_folder(self._root, key.app, key.name, create=True) as folder:
-                stdout = self._open(folder, Stream.STDOUT)
-                try:
-                    return stdout, stdout if joined else self._open(folder, Stream.STDERR)
-                except BaseException:
-                    os.close(stdout)
-                    raise
-        except (OSError, ValueError) as error:
-            # A link or a pipe in the way was put there by somebody: nothing that trying again mends.
-            ours = isinstance(error, OSError) and not isinstance(error, NotPlain) and error.errno != errno.ENOTDIR
-            raise SpawnFailed(f"the log files of {key} cannot be opened: {error}", ours=ours) from error
+    @contextmanager
+    def open(self, key: Key, joined: bool) -> Iterator[tuple[int, int]]:
+        """SpawnFailed also when what stands there is not a regular file with one link."""
+        with ExitStack() as stack:
+            try:
+                with inner_folder(self._root, key.app, key.name, create=True) as folder:
+                    stdout = stack.enter_context(_appended(folder, Stream.STDOUT))
+                    stderr = stdout if joined else stack.enter_context(_appended(folder, Stream.STDERR))
+            except (OSError, ValueError) as error:
+                # A link or a pipe in the way was put there by somebody: nothing that trying again mends.
+                ours = isinstance(error, OSError) and not isinstance(error, NotPlain) and error.errno != errno.ENOTDIR
+                raise SpawnFailed(f"the log files of {key} cannot be opened: {error}", ours=ours) from error
+            yield stdout, stderr
 
     def watch(self, key: Key, rotate_at: int, keep: int) -> None:
         """At least one archive is always kept. What an earlier daemon left half done is set right at once."""
@@ -164,10 +163,6 @@ class FileLogs:
         for threads in (self._rotating, self._reading):
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
-    @staticmethod
-    def _open(folder: int, stream: Stream) -> int:
-        return open_plain(folder, f"{stream}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
     def _log(self, key: Key, stream: Stream) -> RotatedLog:
         """One object for a file as long as anybody uses it: it holds the lock."""
         found = self._logs.get((key, stream))
@@ -212,6 +207,10 @@ class FileLogs:
             self._wake_at(min(watched.due for logs in self._watched.values() for watched in logs))
         if not ended.cancelled():
             ended.result()  # a bug, and nothing else, is raised here
+
+
+def _appended(folder: int, stream: Stream) -> AbstractContextManager[int]:
+    return opened(folder, f"{stream}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 def _look_at(due: list[_Watched]) -> None:

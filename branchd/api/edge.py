@@ -6,6 +6,7 @@ And with every error on the way back: it becomes a problem (problems.py).
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from branchd.api import body, parameters, problems
 from branchd.api.auth import Guard
@@ -48,21 +49,26 @@ class Edge:
 
         return handler
 
-    async def around(self, request: web.Request, handler: AiohttpHandler) -> web.StreamResponse:
-        """aiohttp's middleware: around routes, and around its own answers for paths and methods that are none."""
-        try:
-            self._guard.check_sender(request)
-            return await handler(request)
-        except BranchdError as error:
-            if problems.meaning(type(error)) is problems.MEANINGS[problems.Internal]:
+    def middleware(self) -> Middleware:
+        """aiohttp's: around routes, and around its own answers for paths and methods that are none."""
+
+        @web.middleware
+        async def around(request: web.Request, handler: AiohttpHandler) -> web.StreamResponse:
+            try:
+                self._guard.check_sender(request)
+                return await handler(request)
+            except BranchdError as error:
+                if problems.foreseen(error):
+                    return problems.answer(error)
                 return problems.answer(problems.internal(error, _where(request)))
-            return problems.answer(error)
-        except web.HTTPException as error:
-            return problems.answer(_from_aiohttp(error, request))
-        except ConnectionError:  # the client is gone, and nobody would read an answer
-            raise
-        except Exception as error:  # noqa: BLE001  # the last wall: no traceback leaves
-            return problems.answer(problems.internal(error, _where(request)))
+            except web.HTTPException as error:
+                return problems.answer(_from_aiohttp(error, request))
+            except ConnectionError:  # the client is gone, and nobody would read an answer
+                raise
+            except Exception as error:  # noqa: BLE001  # the last wall: no traceback leaves
+                return problems.answer(problems.internal(error, _where(request)))
+
+        return around
 
 
 async def secure(_request: web.Request, response: web.StreamResponse) -> None:

@@ -141,6 +141,11 @@ def meaning(error: type[BranchdError]) -> Meaning:
     return next((MEANINGS[kind] for kind in error.__mro__ if kind in MEANINGS), MEANINGS[Internal])
 
 
+def foreseen(error: BranchdError) -> bool:
+    """Whether its words are meant for who asked."""
+    return meaning(type(error)) is not MEANINGS[Internal]
+
+
 def internal(error: BaseException, where: str) -> Internal:
     """What to answer instead of an error that nobody foresaw; `where` is the method and the path."""
     id = secrets.token_hex(8)

@@ -25,10 +25,10 @@ def make_app(service: Service, settings: HttpSettings) -> web.Application:
     streams = Streams()
     document = cache(lambda: json.dumps(openapi.document(ROUTES)))
     house = House(service, settings, streams, Encoded(), document)
-    around = edge.Edge(house, Guard(service.tokens, settings))
-    app = web.Application(middlewares=[web.middleware(around.around)], client_max_size=settings.body_limit)
+    rim = edge.Edge(house, Guard(service.tokens, settings))
+    app = web.Application(middlewares=[rim.middleware()], client_max_size=settings.body_limit)
     for route in ROUTES:
-        handler = around.serve(route)
+        handler = rim.serve(route)
         app.router.add_route(route.method, route.path, handler, expect_handler=body.expectation)
         if route.method == "GET" and not route.streams:
             app.router.add_route("HEAD", route.path, handler, expect_handler=body.expectation)

@@ -21,8 +21,8 @@ def main(context: click.Context, url: str | None, run: Path | None, token_file: 
 
     Without --url it is the one whose socket is in the run folder, else the one at 127.0.0.1:8710.
 
-    A SELECTOR is APP:NAME, where each may have wildcards (shop:*, 'shop:mail-*'), after BRANCH/ if you like; a bare NAME
-    will do where only one app has it.
+    A SELECTOR is APP:NAME, where each may have wildcards (shop:*, 'shop:mail-*'), after BRANCH/ if you like; a bare
+    NAME will do where only one app has it.
     """
     context.obj = Session(url, run, read_token(token_file, os.environ), os.environ)
 

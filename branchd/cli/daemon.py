@@ -1,7 +1,7 @@
 """`branchd`: the daemon's own command. Nothing is decided here: config.py reads, compose.py runs.
 
-What a command needs is imported inside it, for the sake of start-up time: `branchd check` has no use for a database or a
-web server, and `--help` for nothing at all.
+What a command needs is imported inside it, for the sake of start-up time: `branchd check` has no use for a database or
+a web server, and `--help` for nothing at all.
 """
 
 # ruff: noqa: PLC0415  # as said above
@@ -34,7 +34,8 @@ def configuration(command: Command) -> Command:
                      help="The configuration; conf.d/*.toml beside it are laid over it."),
         click.option("--state", metavar="DIR", help="Where what must survive is kept."),
         click.option("--run", metavar="DIR", help="Where the sockets are."),
-        click.option("--listen", multiple=True, metavar="HOST:PORT|unix:PATH", help="May be repeated; :PORT is on loopback."),
+        click.option("--listen", multiple=True, metavar="HOST:PORT|unix:PATH",
+                     help="An address; may be repeated; :PORT is on loopback."),
         click.option("--name", help="The name of this branch."),
         click.option("--broker", metavar="URL", help="The broker of the neighbourhood."),
         click.option("--neighbourhood", metavar="NAME", help="The name of the neighbourhood."),
@@ -132,8 +133,8 @@ def _lines(config: "Config") -> list[str]:
             else:
                 text = dumps(value).decode()
             origin = config.origins.get((section, field.name), "")
-            origin = "" if origin.startswith("[") else f"  # {origin.partition(': ')[0]}"
-            lines.append(f"# {field.name} is not set" if value is None else f"{field.name} = {text}{origin}")
+            comment = f"  # {origin.partition(': ')[0]}" if origin and not origin.startswith("[") else ""
+            lines.append(f"# {field.name} is not set" if value is None else f"{field.name} = {text}{comment}")
         lines.append("")
     return lines[:-1]
 

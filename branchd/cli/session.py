@@ -46,16 +46,19 @@ class Session:
         root = os.geteuid() == 0
         folder = self.run or places.run(self.environment, root, places.state(self.environment, root))
         path = (folder / places.SOCKET).absolute()
-        if self.run is not None or _listens(path):
+        host, _, port = places.ADDRESS.partition(":")
+        if self.run is not None or _listens(socket.AF_UNIX, os.fspath(path)):
             return f"unix:{path}"
-        return f"http://{places.ADDRESS}"
+        if _listens(socket.AF_INET, (host, int(port))):
+            return f"http://{places.ADDRESS}"
+        raise Unreachable(f"unix:{path}", f"nobody listens there, nor at {places.ADDRESS}")
 
 
-def _listens(path: Path) -> bool:
+def _listens(family: socket.AddressFamily, address: str | tuple[str, int]) -> bool:
     """Also True where it cannot be opened: then that is what must be told."""
-    with socket.socket(socket.AF_UNIX) as probe:
+    with socket.socket(family) as probe:
         try:
-            probe.connect(os.fspath(path))
+            probe.connect(address)
         except PermissionError:
             return True
         except OSError:

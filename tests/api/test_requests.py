@@ -72,11 +72,10 @@ async def test_a_route_refuses_nobody_and_a_smaller_scope(route: Route, api: Api
 
 @pytest.mark.parametrize(
     "header",
-    ["Basic YTpi", "Bearer", "Bearer ", "", f"Token {ADMIN}", "Bearer \udcff".encode("utf-8", "surrogateescape")],
+    ["Basic YTpi", "Bearer", "Bearer ", "", f"Token {ADMIN}"],
 )
-async def test_authorization_that_is_no_bearer_token_is_refused(header: Any, api: Api) -> None:
-    text = header.decode("utf-8", "surrogateescape") if isinstance(header, bytes) else header
-    assert (await api("GET", "/v1/whoami", token=None, headers={"Authorization": text})).slug == "unauthenticated"
+async def test_authorization_that_is_no_bearer_token_is_refused(header: str, api: Api) -> None:
+    assert (await api("GET", "/v1/whoami", token=None, headers={"Authorization": header})).slug == "unauthenticated"
 
 
 @pytest.mark.parametrize(
@@ -324,7 +323,7 @@ async def test_what_is_not_http_is_a_problem_too(data: bytes, status: int, slug:
 
 async def test_a_body_whose_chunks_are_broken_is_a_problem(api: Api) -> None:
     request = (
-        b"PUT /v1/apps/shop HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\n"
+        b"PUT /v1/apps/shop HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\n"
         b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\nzzz\r\n" % ADMIN.encode()
     )
     assert b"urn:branchd:problem:bad-request" in await raw(api, request)

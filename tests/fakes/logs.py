@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from branchd.core.errors import SpawnFailed
 from branchd.core.values import Key, Stream
@@ -15,11 +16,16 @@ class MemoryLogs:
         self.watched: dict[Key, tuple[int, int]] = {}  #: (rotate_at, keep)
         self._memory: dict[tuple[Key, Stream], int] = {}
 
-    def open(self, key: Key, joined: bool) -> tuple[int, int]:
+    @contextmanager
+    def open(self, key: Key, joined: bool) -> Iterator[tuple[int, int]]:
         if any(part in ("", ".", "..") or "/" in part for part in (key.app, key.name)):
             raise SpawnFailed(f"the log files of {key} cannot be opened")
-        stdout = self._open(key, Stream.STDOUT)
-        return stdout, stdout if joined else self._open(key, Stream.STDERR)
+        descriptors = [self._open(key, stream) for stream in ([Stream.STDOUT] if joined else Stream)]
+        try:
+            yield descriptors[0], descriptors[-1]
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def watch(self, key: Key, rotate_at: int, keep: int) -> None:
         self.watched[key] = rotate_at, keep
