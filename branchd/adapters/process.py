@@ -17,7 +17,7 @@ import structlog
 from branchd.adapters import precheck, proc
 from branchd.adapters.cgroup import Cgroup, CgroupRoot, joinable, joining
 from branchd.adapters.reaping import ExitWatch, OrphanReaper
-from branchd.core.errors import SpawnFailed
+from branchd.core.errors import SpawnFailed, Unavailable
 from branchd.core.values import Exit, Identity, Key, Launch
 
 log = structlog.get_logger()
@@ -53,8 +53,12 @@ class LinuxProcess:
         return self.watch is not None and self.watch.pidfd >= 0
 
     def signal(self, number: int) -> None:
-        if self.watch is not None:
+        if self.watch is None:
+            return
+        try:
             self.watch.signal(number)
+        except PermissionError:  # it has made itself another user's, and the daemon is not root
+            log.warning("signal_not_permitted", instance=str(self.key), pid=self.identity.pid, signal=number)
 
     def kill_tree(self) -> None:
         if self.running:
@@ -111,11 +115,11 @@ class LinuxProcesses:
         except ValueError as error:  # a NUL byte, or a '=' in a name
             raise SpawnFailed(f"command or environment cannot be handed over: {error}", "correct it") from error
         # It is a child that nobody reaps before we do, so its pid is its own even if it has ended already.
+        stat = proc.stat(pid)
         try:
-            pidfd = os.pidfd_open(pid)
-            stat = proc.stat(pid)
-            if stat is None:
+            if stat is None:  # it is there, so that we cannot open it has one reason
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            pidfd = os.pidfd_open(pid)
         except OSError as error:
             _kill_group(pid)
             os.waitpid(pid, 0)
@@ -128,14 +132,20 @@ class LinuxProcesses:
         return self._watched(process, pidfd, on_exit)
 
     def adopt(self, key: Key, nonce: str, identity: Identity, on_exit: Callable[[Exit], None]) -> LinuxProcess | None:
+        """As the port says; Unavailable when that cannot be told for want of descriptors."""
         if identity.boot != self._boot:
             return None
         try:
             pidfd = os.pidfd_open(identity.pid)
         except ProcessLookupError:
             return None
+        except OSError as error:
+            raise Unavailable(f"process {identity.pid} cannot be watched: {error.strerror}", LIMITS) from error
         # Only now: what holds the pid from here on is what the descriptor refers to, or is gone.
         stat = proc.stat(identity.pid)
+        if stat is None and os.path.exists(f"/proc/{identity.pid}"):
+            os.close(pidfd)
+            raise Unavailable(f"process {identity.pid} cannot be looked at", LIMITS)
         if stat is None or stat.started != identity.started or (stat.ended and stat.parent != os.getpid()):
             os.close(pidfd)
             return None
@@ -145,23 +155,30 @@ class LinuxProcesses:
         return self._watched(process, pidfd, on_exit)
 
     def find(self, nonces: Mapping[str, float]) -> Mapping[str, Identity | None]:
+        """As the port says; Unavailable when that cannot be told for want of descriptors."""
         carriers: dict[str, list[proc.Stat]] = {}
-        for pid in proc.pids():
+        try:
+            pids = proc.pids()
+        except OSError as error:
+            raise Unavailable(f"the machine's processes cannot be listed: {error.strerror}", LIMITS) from error
+        for pid in pids:
             nonce = proc.mark(pid)
             if nonce is not None and nonce in nonces and (stat := proc.stat(pid)) is not None:
                 carriers.setdefault(nonce, []).append(stat)
-        return {
-            nonce: Identity(self._boot, first.pid, first.started) if (first := firsts[0]) and len(firsts) == 1 else None
-            for nonce, found in carriers.items()
-            if (firsts := _first(found, nonces[nonce]))
-        }
+        found: dict[str, Identity | None] = {}
+        for nonce, stats in carriers.items():
+            firsts = _firsts(stats, nonces[nonce])
+            if firsts:
+                found[nonce] = Identity(self._boot, firsts[0].pid, firsts[0].started) if len(firsts) == 1 else None
+        return found
 
     def sweep(self, key: Key, nonce: str) -> None:
         tree = self._trees.get(nonce)
         if tree is not None and tree.running:
             return
         self._trees.pop(nonce, None)
-        cgroup = tree.cgroup if tree is not None else self._cgroups.of(key) if self._cgroups is not None else None
+        cgroup = tree.cgroup if tree is not None else self._folder(key)
+        # the folder may be in use again: another run of the instance
         if cgroup is not None and not any(each.cgroup == cgroup for each in self._running.values()):
             killed = cgroup.kill()
             cgroup.remove()
@@ -175,9 +192,8 @@ class LinuxProcesses:
         """What LinuxProcess.kill_tree does."""
         if process.cgroup is None or not self._joined(process) or not process.cgroup.kill():
             if process.stat() is not None:
-                descendants = proc.descendants(
-                    process.identity.pid
-                )  # before the deaths of those that they are known by
+                # listed before any dies: they are known by their parents
+                descendants = proc.descendants(process.identity.pid)
                 _kill_group(process.identity.pid)
                 for stat in descendants:
                     _kill(stat)
@@ -199,11 +215,14 @@ class LinuxProcesses:
         self._trees[process.nonce] = process
         return process
 
+    def _folder(self, key: Key) -> Cgroup | None:
+        return self._cgroups.of(key) if self._cgroups is not None else None
+
     def _enter(self, key: Key, argv: Sequence[str], env: Mapping[str, str]) -> tuple[Cgroup | None, int | None]:
         """The instance's cgroup, made, and a descriptor to join it by; None twice where it is to run without one."""
-        if self._cgroups is None or not joinable(argv, env):
+        cgroup = self._folder(key)
+        if cgroup is None or not joinable(argv, env):
             return None, None
-        cgroup = self._cgroups.of(key)
         try:
             return cgroup, cgroup.open()
         except OSError as error:
@@ -223,7 +242,11 @@ class LinuxProcesses:
         """
         killed: set[int] = set()
         for _ in range(KILL_ROUNDS):
-            left: Iterable[int] = proc.pids() if everywhere else [stat.pid for stat in self._reaper.orphans()]
+            try:
+                left: Iterable[int] = proc.pids() if everywhere else [stat.pid for stat in self._reaper.orphans()]
+            except OSError as error:
+                log.warning("processes_not_listed", error=str(error))
+                return
             found = [pid for pid in left if pid not in killed and proc.mark(pid) == nonce]
             if not found:
                 return
@@ -278,7 +301,7 @@ def _explained(error: OSError, program: str) -> SpawnFailed:
     )
 
 
-def _first(carriers: list[proc.Stat], since: float) -> list[proc.Stat]:
+def _firsts(carriers: list[proc.Stat], since: float) -> list[proc.Stat]:
     """Who may be the spawned process: it leads a session, and all others with the mark came later and from it."""
     leaders = [stat for stat in carriers if stat.session == stat.pid and stat.started / proc.TICKS >= since - ROUNDING]
     earliest = min((stat.started for stat in leaders), default=0)

@@ -21,8 +21,8 @@ from celery.worker import state
 TASKS = 20
 #: characters of one text in a message
 TEXT = 500
-#: a password in a URL, in whatever words an error quotes it
-PASSWORD = re.compile(r"(\w+://[^\s:/@]*:)[^\s@]+@")
+#: a password in a URL, wherever it is quoted; up to the last @, since not everybody escapes the one in a password
+PASSWORD = re.compile(r"(\w+://[^\s:/@]*:)[^\s\"]+@")
 
 
 class Impossible(Exception):
@@ -229,7 +229,12 @@ def declaration(app: Any, wanted: Message) -> Any:
     kind = wanted.get("exchange_type") or "direct"
     scratch = app.amqp.Queues({})  # makes queues as the application's settings say, without adding them to it
     if exchange is None and key is None and not options and kind == "direct":
-        return app.amqp.queues[name] if name in app.amqp.queues else scratch[name]
+        if name in app.amqp.queues:
+            return app.amqp.queues[name]
+        try:
+            return scratch[name]
+        except KeyError:
+            raise Impossible("the application has no queue %s, and task_create_missing_queues is off" % name) from None
     exchange = name if exchange is None else exchange
     return scratch.add(name, exchange=exchange, exchange_type=kind, routing_key=key, **options)
 

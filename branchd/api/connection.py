@@ -25,6 +25,14 @@ LINE_LIMIT = 8190
 #: headers of a request
 MOST_HEADERS = 100
 
+#: on every answer; that of a page may set its own Content-Security-Policy
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Server": "branchd",
+}
+
 
 class Connection(web.RequestHandler):
     """`peers` holds the connections of the same listener."""
@@ -82,5 +90,6 @@ class Connection(web.RequestHandler):
         else:
             error = problems.internal(exc or RuntimeError(message), f"{request.method} {request.raw_path!r}")
         response = problems.answer(error)
+        response.headers.update(SECURITY_HEADERS)
         response.force_close()
         return response

@@ -10,6 +10,7 @@ from aiohttp.typedefs import Middleware
 
 from branchd.api import body, parameters, problems
 from branchd.api.auth import Guard
+from branchd.api.connection import SECURITY_HEADERS
 from branchd.api.problems import NoSuchPath, WrongMethod
 from branchd.api.routing import Call, House, Route
 from branchd.core.access import Principal, Scope
@@ -17,14 +18,6 @@ from branchd.core.errors import BranchdError, Denied, Invalid, Unavailable
 from branchd.core.faults import name_fault, queue_fault
 
 AiohttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-#: on every answer; that of a page may set its own Content-Security-Policy
-SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Server": "branchd",
-}
 
 _ANYBODY = Principal("anybody", Scope.READ)
 

@@ -104,6 +104,8 @@ class Service:
         for supervisor in self._supervisors.values():
             nonce = supervisor.lost[0] if supervisor.lost else ""
             supervisor.resume(found.get(nonce), nonce in found and found[nonce] is None)
+        for supervisor in list(self._supervisors.values()):
+            await supervisor.idle()
         await self._journal.commit(events=[("branch.started", None, None, {"version": self._version})])
         self._why_not_ready = ""
         self._expire()
@@ -312,7 +314,7 @@ class Service:
             await self._create(record, changes)
             if reply is not None:
                 self._replies[reply.principal, reply.key] = reply
-        return self._supervisors[record.key].view(), True
+        return await self._done_with(self._supervisors[record.key]), True
 
     def _new(self, app: str, name: Any, spec: Raw) -> InstanceRecord:
         """The record of a new instance; every fault of its name and of its spec at once."""
@@ -360,9 +362,9 @@ class Service:
                     raise Invalid([Fault("", f"a spec is an object, not {type(spec).__name__}")])
                 record = self._new(app, name, spec)
                 await self._create(record, [Put(record)])
-                return self.instance(app, name), True
+                return await self._done_with(self.supervisor(app, name)), True
             await self._write(supervisor, accept(spec, dict(supervisor.record.spec)))
-        return supervisor.view(), False
+        return await self._done_with(supervisor), False
 
     async def patch_instance(
         self, app: str, name: str, patch: Any, match: int | None = None, restart: bool = False
@@ -373,7 +375,7 @@ class Service:
             await self._write(supervisor, patched(dict(supervisor.record.spec), patch))
         if restart and supervisor.spec.wanted is Wanted.UP:
             supervisor.post(Event(Symbol.RESTART))
-        return supervisor.view()
+        return await self._done_with(supervisor)
 
     async def edit(self, app: str, name: str, change: Callable[[], Raw]) -> None:
         """A patch that depends on what the spec is at that moment."""
@@ -426,7 +428,7 @@ class Service:
             elif supervisor.record.deleting:
                 raise Conflict(f"{supervisor.key} is being deleted")
             supervisor.post(Event(symbol))
-        return supervisor.view()
+        return await self._done_with(supervisor)
 
     async def signal(self, app: str, name: str, signal: str) -> Instance:
         supervisor = self.supervisor(app, name)
@@ -470,6 +472,11 @@ class Service:
         )
 
     # Inside
+
+    async def _done_with(self, supervisor: Supervisor) -> Instance:
+        """The instance as it is once what was asked of it has begun."""
+        await supervisor.idle()
+        return supervisor.view()
 
     def declaration(self, app: str, queue: str) -> QueueDeclaration:
         return self._definitions.declaration(app, queue)

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +73,7 @@ class Supervisor:
         self._broken = ""
         self._unsaved = False
         self._mailbox: deque[Event] = deque()
-        self._busy = False
+        self._draining: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._conditions: tuple[ConditionView, ...] = ()
@@ -105,7 +105,7 @@ class Supervisor:
     def settled(self) -> bool:
         """No process, and none on its way."""
         idle = self.machine.state in (State.STOPPED, State.EXITED, State.FATAL) and not self.machine.alive
-        return idle and not self._busy
+        return idle and self._draining is None
 
     @property
     def _driver(self) -> Driver:
@@ -115,9 +115,13 @@ class Supervisor:
 
     def post(self, event: Event) -> None:
         self._mailbox.append(event)
-        if not self._busy:
-            self._busy = True
-            self._spawn_task(self._drain())
+        if self._draining is None:
+            self._draining = self._spawn_task(self._drain())
+
+    async def idle(self) -> None:
+        """Returns when what was posted so far is done: decided, committed, started or signalled."""
+        if self._draining is not None:
+            await asyncio.wait([self._draining])
 
     def want(self, wanted: Wanted) -> None:
         self.post(Event(Symbol.UP if wanted is Wanted.UP else Symbol.DOWN))
@@ -135,6 +139,9 @@ class Supervisor:
         self.record, self.spec, self._queues = record, spec, queues
         self._touch()
         if self._process is not None:
+            if self.run.launched == self._digest():
+                self.run = replace(self.run, observed_generation=record.generation)
+                self._unsaved = True
             self._rotate()
             if self._monitor is not None:
                 self._act(self._monitor.wants(self.work, spec.task_stall_limit))
@@ -194,7 +201,7 @@ class Supervisor:
         elif ambiguous:
             self._broken = (
                 "several processes carry the mark of a start that the last daemon did not finish; "
-                "end those that should not be, then start this instance"
+                "a start ends them all and begins anew"
             )
             log.error("ambiguous adoption", instance=str(self.key))
             return
@@ -228,13 +235,15 @@ class Supervisor:
             self._broken = f"internal error: {type(error).__name__}: {error}; start it to try again"
             self._touch()
         finally:
-            self._busy = False
+            self._draining = None
         if self.settled:
             self._on_settled(self)
 
     async def _handle(self, event: Event) -> None:
-        if self._broken and event.symbol in (Symbol.UP, Symbol.RESTART):
-            self._broken = ""
+        if self._broken:
+            if event.symbol not in (Symbol.UP, Symbol.RESTART):
+                return
+            self._mend()
         before = self.machine
         policy = Policy(self.spec.restart, self._driver.stop_plan(self.spec))
         machine, effects = step(before, event, self._world.clock(), policy, self._world.chance())
@@ -258,6 +267,14 @@ class Supervisor:
         for effect in effects:
             self._carry_out(effect)
         self._arm()
+
+    def _mend(self) -> None:
+        """Begins anew: whatever is left of its processes ends, whatever is known of them is forgotten."""
+        if self._process is not None:
+            self._process.kill_tree()
+        self._forget_process()
+        self.run = RunRecord(self.key, Machine(run=self.machine.run), self._world.host.boot)
+        self._broken = ""
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -310,16 +327,19 @@ class Supervisor:
         return lambda exit: self.post(Event(Symbol.EXITED, run, exit))
 
     def _ended(self, exit: Exit) -> None:
-        """The process is gone; nothing of its tree may outlive it, or the next one would not be alone."""
+        self._forget_process()
+        self.run = replace(self.run, identity=None, last_exit=exit, last_exit_at=self._world.wall())
+
+    def _forget_process(self) -> None:
+        """It is gone, and nothing of its tree may outlive it, or the next one would not be alone."""
         if self._process is not None:
             self._world.channel.dismiss(self._process.identity.pid)
-        self._world.processes.sweep(self.key, self.run.nonce)
-        self._world.logs.forget(self.key)
         self._watch.discard(self)
+        self._world.logs.forget(self.key)
         self._process = self._monitor = self.report = None
         self._conditions = ()
         self._tell_reported()
-        self.run = replace(self.run, identity=None, last_exit=exit, last_exit_at=self._world.wall())
+        self._world.processes.sweep(self.key, self.run.nonce)
 
     async def _save(self, before: Machine) -> bool:
         """Commits the run, with an event where the state changed. False when the store took nothing."""
@@ -431,7 +451,8 @@ class Supervisor:
     def _digest(self) -> str:
         return hashlib.sha256(json.dumps(encode(launched_with(self.spec)))).hexdigest()
 
-    def _spawn_task(self, coroutine: Any) -> None:
+    def _spawn_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

@@ -66,7 +66,7 @@ def render(
             restarts=machine.restarts,
             next_try_at=timestamp(boot_at + deadline) if deadline is not None else None,
             last_exit=_last_exit(run),
-            observed_generation=record.generation if current else run.observed_generation,
+            observed_generation=run.observed_generation if up else record.generation,
             deleting=record.deleting,
             conditions=tuple(conditions),
         ),

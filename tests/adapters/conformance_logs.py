@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -19,13 +18,9 @@ OTHER = Key("shop", "worker-2")
 
 def write(logs: LogFiles, key: Key, stdout: bytes = b"", stderr: bytes = b"", joined: bool = False) -> None:
     """As a program would, that was started now and has ended."""
-    out, err = logs.open(key, joined)
-    try:
+    with logs.open(key, joined) as (out, err):
         os.write(out, stdout)
         os.write(err, stderr)
-    finally:
-        for descriptor in {out, err}:
-            os.close(descriptor)
 
 
 async def collect(following: AsyncIterator[bytes], until: bytes) -> bytes:
@@ -43,28 +38,28 @@ class LogFilesConformance:
     """Subclasses give a fixture `logs`."""
 
     async def test_a_program_writes_to_the_descriptors_itself(self, logs: LogFiles) -> None:
-        out, err = logs.open(KEY, False)
         command = [sys.executable, "-c", "import os; os.write(1, b'one\\n'); os.write(2, b'two\\n')"]
-        process = await asyncio.create_subprocess_exec(*command, stdout=out, stderr=err)
-        os.close(out)
-        os.close(err)
+        with logs.open(KEY, False) as (out, err):
+            process = await asyncio.create_subprocess_exec(*command, stdout=out, stderr=err)
         assert await process.wait() == 0
         assert await logs.tail(KEY, Stream.STDOUT, 10) == b"one\n"
         assert await logs.tail(KEY, Stream.STDERR, 10) == b"two\n"
 
     def test_descriptors_do_not_leak_into_other_programs(self, logs: LogFiles) -> None:
-        out, err = logs.open(KEY, False)
-        assert not os.get_inheritable(out)
-        assert not os.get_inheritable(err)
-        code = f"import os, sys; sys.exit(any(os.path.exists(f'/proc/self/fd/{{n}}') for n in ({out}, {err})))"
-        assert subprocess.run([sys.executable, "-c", code], close_fds=False, check=False).returncode == 0
-        os.close(out)
-        os.close(err)
+        with logs.open(KEY, False) as (out, err):
+            assert not os.get_inheritable(out)
+            assert not os.get_inheritable(err)
+
+    def test_descriptors_are_closed_with_the_block_whatever_happens_in_it(self, logs: LogFiles) -> None:
+        with pytest.raises(OSError, match="mine"), logs.open(KEY, False) as (out, err):
+            raise OSError("mine")
+        for descriptor in (out, err):
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(descriptor)
 
     async def test_joined_output_is_one_stream_in_order(self, logs: LogFiles) -> None:
-        out, err = logs.open(KEY, True)
-        assert out == err
-        os.close(out)
+        with logs.open(KEY, True) as (out, err):
+            assert out == err
         write(logs, KEY, b"first\n", b"second\n", joined=True)
         assert await logs.tail(KEY, Stream.STDOUT, 10) == b"first\nsecond\n"
         assert await logs.tail(KEY, Stream.STDERR, 10) == b""
@@ -155,5 +150,5 @@ class LogFilesConformance:
     @pytest.mark.parametrize("name", ["..", ".", "", "../other", "/etc", "a/b"])
     def test_names_that_lead_elsewhere_are_refused(self, logs: LogFiles, name: str) -> None:
         for key in (Key("shop", name), Key(name, "worker")):
-            with pytest.raises(SpawnFailed):
-                logs.open(key, False)
+            with pytest.raises(SpawnFailed), logs.open(key, False):
+                pass

@@ -122,8 +122,8 @@ async def test_what_is_no_plain_file_is_refused(files: FileLogs, folder: Path, t
     folder.mkdir(parents=True)
     put(folder / name, elsewhere)
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(SpawnFailed, match="not a regular file") as caught:
-        files.open(KEY, False)
+    with pytest.raises(SpawnFailed, match="not a regular file") as caught, files.open(KEY, False):
+        pass
     assert not caught.value.ours
     assert len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(Unavailable, match="not a regular file"):
@@ -140,15 +140,15 @@ async def test_a_link_in_place_of_a_folder_is_refused(
     link = (folder.parent, folder)[depth]
     link.parent.mkdir(parents=True)
     link.symlink_to((elsewhere, elsewhere / KEY.name)[depth])
-    with pytest.raises(SpawnFailed):
-        files.open(KEY, False)
+    with pytest.raises(SpawnFailed), files.open(KEY, False):
+        pass
     assert list((elsewhere / KEY.name).iterdir()) == []
 
 
 async def test_a_folder_that_cannot_be_made_is_the_machines_fault() -> None:
     broken = FileLogs(Path("/proc/nowhere"))
-    with pytest.raises(SpawnFailed) as caught:
-        broken.open(KEY, False)
+    with pytest.raises(SpawnFailed) as caught, broken.open(KEY, False):
+        pass
     assert caught.value.ours
     await broken.close()
 
@@ -178,13 +178,12 @@ async def test_remove_follows_no_links(files: FileLogs, folder: Path, tmp_path: 
 @pytest.mark.usefixtures("fast")
 async def test_following_across_rotations_is_exact(files: FileLogs, folder: Path) -> None:
     total = 300_000  # 30 MB
-    out, _ = files.open(KEY, True)
     files.watch(KEY, rotate_at=1_000_000, keep=1000)
     following = asyncio.create_task(collect(files.follow(KEY, Stream.STDOUT, 0), b"%099d\n" % (total - 1)))
     await asyncio.sleep(0)
     command = [sys.executable, "-c", WRITER, str(total), "500", "0.002"]
-    writer = await asyncio.create_subprocess_exec(*command, stdout=out)
-    os.close(out)
+    with files.open(KEY, True) as (out, _):
+        writer = await asyncio.create_subprocess_exec(*command, stdout=out)
     assert await following == lines(total)
     assert await writer.wait() == 0
     assert len(archives(folder)) > 5

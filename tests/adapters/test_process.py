@@ -21,11 +21,11 @@ from branchd.adapters import precheck, proc, reaping
 from branchd.adapters.cgroup import Cgroup, CgroupRoot
 from branchd.adapters.process import LinuxProcess, LinuxProcesses
 from branchd.branch.ports import Process
-from branchd.core.errors import SpawnFailed
+from branchd.core.errors import SpawnFailed, Unavailable
 from branchd.core.values import Exit, Identity, Key, Launch
 from tests.adapters.conformance_process import KEY, Exits, ProcessesConformance, now
 from tests.fakes.process import FakeProcesses
-from tests.waiting import until, until_sync
+from tests.waiting import until
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 #: exits with 7 on USR1
@@ -109,18 +109,19 @@ def gone(target: proc.Stat | Identity) -> bool:
 
 @pytest.fixture(params=["cgroups", "session"])
 async def machine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Machine]:
+    before = {stat.pid for stat in proc.descendants(os.getpid())}
     machine = Machine(request.param, tmp_path)
     yield machine
     machine.processes.close()
-    await until(nothing_runs)
+    await until(lambda: nothing_runs(but=before))
     root = CgroupRoot.discover(machine.branch_id)
     if root is not None:
         await until(lambda: removed(root))
 
 
-def nothing_runs() -> bool:
+def nothing_runs(but: set[int]) -> bool:
     """Ends and reaps what tests have left: this process is the subreaper of it all."""
-    left = [stat for stat in proc.descendants(os.getpid()) if stat.ended or proc.mark(stat.pid) is not None]
+    left = [stat for stat in proc.descendants(os.getpid()) if stat.pid not in but]
     for stat in left:
         if not stat.ended:
             os.kill(stat.pid, signal.SIGKILL)
@@ -470,8 +471,7 @@ async def test_many_that_are_killed_at_once_are_each_told_once_and_drown_no_sign
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, told.set)
     for process in spawned:
-        process.signal(signal.SIGKILL)
-    until_sync(lambda: all(gone(process.identity) for process in spawned))
+        kill_and_await(process)  # one by one: no two of them in one SIGCHLD
     os.kill(os.getpid(), signal.SIGUSR2)
     async with asyncio.timeout(10):
         await told.wait()
@@ -521,6 +521,11 @@ async def test_a_sweep_ends_what_was_left_by_one_that_ended_without_a_daemon(mac
     assert machine.processes.adopt(KEY, process.nonce, process.identity, Exits()) is None
     machine.processes.sweep(KEY, process.nonce)
     await until(lambda: gone(escaped))
+
+
+def kill_and_await(process: LinuxProcess) -> None:
+    process.signal(signal.SIGKILL)
+    os.waitid(os.P_PID, process.identity.pid, os.WEXITED | os.WNOWAIT)
 
 
 def kill_and_reap(pid: int) -> None:
@@ -697,6 +702,28 @@ async def test_a_kernel_that_does_not_tell_means_unknown(
 def ours(process: LinuxProcess) -> bool:
     stat = process.stat()
     return stat is not None and stat.parent == os.getpid()
+
+
+async def test_want_of_descriptors_is_not_taken_for_a_process_that_is_gone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    process = machine.spawn(machine.launch, Exits())
+    machine.restart_daemon()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pidfd_open", fail)
+        with pytest.raises(Unavailable):
+            machine.processes.adopt(KEY, process.nonce, process.identity, Exits())
+    with monkeypatch.context() as patched:
+        patched.setattr(proc, "stat", lambda pid: None)
+        with pytest.raises(Unavailable):
+            machine.processes.adopt(KEY, process.nonce, process.identity, Exits())
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", fail)
+        with pytest.raises(Unavailable):
+            machine.processes.find({process.nonce: 0.0})
 
 
 # Finding

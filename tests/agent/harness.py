@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def worker(
     queues: Sequence[QueueDeclaration] = (),
     environment: Mapping[str, str] | None = None,
     python: str = sys.executable,
-):
+) -> Iterator[Worker]:
     """A worker that has been started, killed at the end if it still runs. Its tasks come by the queue of its name."""
     log = listening.path.parent / f"{name}.log"
     with log.open("wb") as output:

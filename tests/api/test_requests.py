@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from branchd.api import connection
-from branchd.api.edge import SECURITY_HEADERS
+from branchd.api.connection import SECURITY_HEADERS
 from branchd.api.handlers import ROUTES
 from branchd.api.routing import Route
 from branchd.api.server import Server
@@ -315,7 +315,7 @@ async def test_a_body_is_asked_for_when_the_request_is_good(api: Api) -> None:
 )
 async def test_what_is_not_http_is_a_problem_too(data: bytes, status: int, slug: str, api: Api) -> None:
     head, _, body = (await raw(api, data)).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 %d" % status), head
+    assert head.startswith(b"HTTP/1.0 %d" % status), head
     assert b"application/problem+json" in head
     assert b"nosniff" in head
     assert json.loads(body)["type"] == f"urn:branchd:problem:{slug}"

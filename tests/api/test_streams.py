@@ -1,0 +1,203 @@
+"""Logs and events: read, followed, resumed, filtered, bounded, ended."""
+
+import asyncio
+import json
+import os
+from typing import Any
+
+import aiohttp
+import pytest
+
+from branchd.api import streams
+from branchd.api.server import Server
+from branchd.branch.service import Service
+from branchd.core.values import Key
+from tests.api.conftest import COMMAND, Api, House
+from tests.waiting import until
+
+WEB = "/v1/apps/shop/instances/web-1"
+LOGS = f"{WEB}/logs"
+SSE = {"Accept": "text/event-stream"}
+NDJSON = {"Accept": "application/x-ndjson"}
+
+
+def write(house: House, data: bytes, joined: bool = True) -> None:
+    """As the program does: to its stderr, which is its stdout when joined."""
+    stdout, stderr = house.logs.open(Key("shop", "web-1"), joined)
+    os.write(stderr, data)
+    for descriptor in {stdout, stderr}:
+        os.close(descriptor)
+
+
+async def take(response: aiohttp.ClientResponse, enough: bytes) -> bytes:
+    """What comes, until `enough` is in it."""
+    seen = b""
+    async with asyncio.timeout(10):
+        while enough not in seen:
+            chunk = await response.content.readany()
+            assert chunk, seen
+            seen += chunk
+    return seen
+
+
+def messages(text: bytes) -> list[dict[str, str]]:
+    """Server-sent events, whole ones."""
+    found = []
+    for block in text.decode().split("\r\n\r\n")[:-1]:
+        fields = [line.partition(": ")[::2] for line in block.split("\r\n") if not line.startswith(":")]
+        if fields:
+            found.append(dict(fields))
+    return found
+
+
+async def test_the_last_lines_come_as_they_were_written(shop: Api, house: House) -> None:
+    await shop("PUT", WEB, {})
+    write(house, b"one\n\x1b[31mtwo\xff<b>\n" + b"three\n")
+    answer = await shop("GET", f"{LOGS}?tail=2")
+    assert answer.body == b"\x1b[31mtwo\xff<b>\nthree\n"
+    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert (await shop("GET", f"{LOGS}?tail=0")).body == b""
+    assert (await shop("GET", LOGS, headers=SSE)).headers["Content-Type"].startswith("text/plain")
+
+
+async def test_stderr_that_is_joined_is_a_conflict_and_one_of_its_own_is_read(shop: Api, house: House) -> None:
+    await shop("PUT", WEB, {})
+    answer = await shop("GET", f"{LOGS}?stream=stderr")
+    assert (answer.status, answer.slug) == (409, "conflict")
+    assert "joined" in answer.json["detail"]
+    await shop("PUT", WEB, {"logs": {"stderr": "file"}})
+    write(house, b"oops\n", joined=False)
+    assert (await shop("GET", f"{LOGS}?stream=stderr")).body == b"oops\n"
+    assert (await shop("GET", LOGS)).body == b""
+
+
+async def test_logs_of_nothing_and_wrong_parameters_are_refused(shop: Api) -> None:
+    assert (await shop("GET", LOGS)).slug == "not-found"
+    wrong = await shop("GET", f"{LOGS}?tail=-1&stream=both&follow=2")
+    assert sorted(wrong.pointers) == ["?follow", "?stream", "?tail"]
+
+
+async def test_following_goes_on_with_what_is_written(shop: Api, house: House) -> None:
+    await shop("PUT", WEB, {})
+    write(house, b"one\n")
+    async with shop.open("GET", f"{LOGS}?follow=1") as response:
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert await take(response, b"one\n") == b"one\n"
+        write(house, b"two\n")
+        assert await take(response, b"two\n") == b"two\n"
+
+
+async def test_following_by_events_makes_each_line_one(shop: Api, house: House) -> None:
+    await shop("PUT", WEB, {})
+    async with shop.open("GET", f"{LOGS}?follow", headers=SSE) as response:
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        write(house, b"one\ntw")
+        write(house, b"o \xff\nthree\n")
+        seen = messages(await take(response, b"three\r\n\r\n"))
+    assert [message["data"] for message in seen] == ["one", "two \ufffd", "three"]
+
+
+async def test_events_come_with_ids_and_types(shop: Api) -> None:
+    async with shop.open("GET", "/v1/events") as response:
+        await shop("PUT", WEB, {})
+        seen = messages(await take(response, b"RUNNING"))
+    assert (seen[0]["event"], json.loads(seen[0]["data"])["instance"]) == ("instance.created", "web-1")
+    ids = [int(message["id"]) for message in seen]
+    assert ids == sorted(set(ids))
+    assert [json.loads(message["data"])["id"] for message in seen] == ids
+
+
+@pytest.mark.parametrize("by_header", [True, False])
+async def test_events_resume_after_an_id(shop: Api, branch: Service, by_header: bool) -> None:
+    last = branch.events.last
+    await shop("PUT", "/v1/apps/blog", COMMAND)
+    query, headers = ("", {"Last-Event-ID": str(last)}) if by_header else (f"?after={last}", {})
+    async with shop.open("GET", f"/v1/events{query}", headers=headers) as response:
+        seen = messages(await take(response, b"\r\n\r\n"))
+    assert (int(seen[0]["id"]), seen[0]["event"]) == (last + 1, "app.created")
+
+
+async def test_an_id_that_is_not_known_resets(shop: Api, branch: Service) -> None:
+    async with shop.open("GET", "/v1/events?after=999999") as response:
+        seen = messages(await take(response, b"\r\n\r\n"))
+        assert seen == [{"id": str(branch.events.last), "event": "reset", "data": f'{{"last":{branch.events.last}}}'}]
+        await shop("PUT", "/v1/apps/blog", COMMAND)
+        assert messages(await take(response, b"\r\n\r\n"))[0]["event"] == "app.created"
+    async with shop.open("GET", "/v1/events?after=999999", headers=NDJSON) as response:
+        line = json.loads(await take(response, b"\n"))
+    assert line == {"type": "reset", "id": branch.events.last}
+
+
+async def test_events_are_filtered_and_come_as_lines_of_json(shop: Api) -> None:
+    query = "app=shop&instance=web-2&type=instance.c&type=instance.d"
+    async with shop.open("GET", f"/v1/events?{query}", headers=NDJSON) as response:
+        assert response.headers["Content-Type"] == "application/x-ndjson"
+        for name in ("web-1", "web-2"):
+            await shop("PUT", f"/v1/apps/shop/instances/{name}?wait=5s", {})
+            await shop("DELETE", f"/v1/apps/shop/instances/{name}?wait=5s")
+        lines = (await take(response, b"instance.deleted")).splitlines()
+    seen: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    types = ["instance.created", "instance.deleting", "instance.deleted"]
+    assert [event["type"] for event in seen] == types
+    assert {event["instance"] for event in seen} == {"web-2"}
+
+
+async def test_what_cannot_be_an_id_is_told(api: Api) -> None:
+    wrong = await api("GET", "/v1/events", headers={"Last-Event-ID": "x"})
+    assert wrong.pointers == ["Last-Event-ID:"]
+    assert (await api("GET", "/v1/events?after=-1")).pointers == ["?after"]
+
+
+async def test_the_number_of_streams_is_bounded_and_a_client_that_goes_gives_its_place_back(
+    shop: Api, house: House, server: Server
+) -> None:
+    await shop("PUT", WEB, {})
+    held = [await shop.open("GET", "/v1/events") for _ in range(streams.MOST_STREAMS - 1)]
+    held.append(await shop.open("GET", f"{LOGS}?follow=1"))
+    for path in ("/v1/events", f"{LOGS}?follow=1"):
+        refused = await shop("GET", path)
+        assert (refused.status, refused.slug) == (429, "too-many")
+    held.pop().close()
+
+    async def free() -> bool:
+        async with shop.open("GET", "/v1/events") as response:
+            return bool(response.status == 200)
+
+    await until(free)
+    for response in held:
+        response.close()
+
+
+async def test_a_reader_that_does_not_read_is_dropped(shop: Api, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "PATIENCE", 0.2)
+    await shop("PUT", WEB, {})
+    async with shop.open("GET", f"{LOGS}?follow=1") as response:
+        for _ in range(64):
+            write(house, b"x" * (1 << 20))
+        with pytest.raises(aiohttp.ClientError):
+
+            async def read_late() -> None:
+                await asyncio.to_thread(dropped.wait, 20)
+                await response.read()
+
+            dropped = await _when_closed(response)
+            await read_late()
+
+
+async def _when_closed(response: aiohttp.ClientResponse) -> Any:
+    import threading
+
+    return threading.Event()
+
+
+async def test_streams_end_whole_when_the_server_stops(shop: Api, house: House, server: Server) -> None:
+    await shop("PUT", WEB, {})
+    write(house, b"one\n")
+    events = await shop.open("GET", "/v1/events")
+    lines = await shop.open("GET", "/v1/events", headers=NDJSON)
+    logs = await shop.open("GET", f"{LOGS}?follow=1")
+    await take(logs, b"one\n")
+    async with asyncio.timeout(10):
+        await server.stop()
+        assert [await response.read() for response in (events, lines, logs)] == [b"", b"", b""]
