@@ -237,6 +237,7 @@ class Supervisor:
         finally:
             self._draining = None
         if self.settled:
+            self._touch()  # who waits for that looks again
             self._on_settled(self)
 
     async def _handle(self, event: Event) -> None:

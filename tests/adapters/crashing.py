@@ -10,7 +10,7 @@ from typing import Any
 STEPS = frozenset({"open", "mkdir", "rename", "unlink", "copy_file_range", "fdatasync", "fsync", "ftruncate"})
 
 #: bytes that one copy_file_range copies at most, so that there are steps within a copy
-PIECE = 100_000
+PIECE = 40_000
 
 
 class _CountedOs:
