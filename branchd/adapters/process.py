@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -88,6 +89,10 @@ class LinuxProcesses:
         self._trees: dict[str, LinuxProcess] = {}  # by nonce, till they are swept
         with open("/proc/self/oom_score_adj", encoding="ascii") as file:
             self._resets_oom = int(file.read()) != 0
+        # Each instance takes a descriptor for its pidfd, and the usual soft limit is 1024. Children get it back as it
+        # was: some programs use select(), or close every descriptor that they may have.
+        self._descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._descriptors[1], self._descriptors[1]))
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._reaper = OrphanReaper(self._running)
 
@@ -124,6 +129,8 @@ class LinuxProcesses:
             _kill_group(pid)
             os.waitpid(pid, 0)
             raise _explained(error, program) from error
+        with contextlib.suppress(OSError):  # it may have ended already
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, self._descriptors)
         if self._resets_oom:
             with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
                 file.write("0")

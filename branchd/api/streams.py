@@ -20,8 +20,7 @@ PATIENCE = 30.0
 
 
 class Streams:
-    def __init__(self, most: int = MOST_STREAMS) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._open = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -34,9 +33,9 @@ class Streams:
 
     async def run(self, request: web.Request, pump: Coroutine[Any, Any, None]) -> None:
         """Runs what writes a stream, to its end or the client's or the server's. TooMany."""
-        if self._open >= self._most:
+        if self._open >= MOST_STREAMS:
             pump.close()
-            raise TooMany(f"{self._most} streams are open", "close some, and try again")
+            raise TooMany(f"{MOST_STREAMS} streams are open", "close some, and try again")
         self._open += 1
         try:
             await self.during(request, pump)

@@ -215,6 +215,7 @@ class Supervisor:
             elif machine.alive:
                 self.post(Event(Symbol.EXITED, machine.run))
             else:
+                self._world.processes.sweep(self.key, run.nonce)
                 self.post(Event(Symbol.SPAWN_FAILED, reason="the daemon ended while it was being started", ours=True))
         self._arm()
         if self.record.deleting:

@@ -185,7 +185,7 @@ async def test_a_list_shows_a_change_at_once(shop: Api) -> None:
 
 async def test_a_wait_does_not_hold_the_stop_of_the_server(shop: Api, branch: Service) -> None:
     waiting = asyncio.create_task(shop("PUT", f"{WEB}?wait=1h", {"command": ["missing"], "restart": {"floor": 3600}}))
-    await until(lambda: branch.instances())
+    await until(branch.instances)
     assert not waiting.done()
     # The server fixture stops now; the test's own time limit would tell.
     waiting.cancel()
