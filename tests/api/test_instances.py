@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from branchd.api.server import Server
 from branchd.branch.service import Service
 from branchd.core.values import Exit
 from tests.api.conftest import COMMAND, Api, House
@@ -183,9 +184,12 @@ async def test_a_list_shows_a_change_at_once(shop: Api) -> None:
     assert (await shop("GET", "/v1/instances")).json["items"][0]["status"]["state"] == "STOPPED"
 
 
-async def test_a_wait_does_not_hold_the_stop_of_the_server(shop: Api, branch: Service) -> None:
-    waiting = asyncio.create_task(shop("PUT", f"{WEB}?wait=1h", {"command": ["missing"], "restart": {"floor": 3600}}))
+async def test_a_wait_does_not_hold_the_stop_of_the_server(
+    shop: Api, house: House, branch: Service, server: Server
+) -> None:
+    house.processes.missing.add("sleep")
+    waiting = asyncio.create_task(shop("PUT", f"{WEB}?wait=1h", {"restart": {"floor": 60}}))
     await until(branch.instances)
-    assert not waiting.done()
-    # The server fixture stops now; the test's own time limit would tell.
-    waiting.cancel()
+    async with asyncio.timeout(10):
+        await server.stop()
+        assert (await waiting).status == 201

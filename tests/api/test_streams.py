@@ -23,10 +23,8 @@ NDJSON = {"Accept": "application/x-ndjson"}
 
 def write(house: House, data: bytes, joined: bool = True) -> None:
     """As the program does: to its stderr, which is its stdout when joined."""
-    stdout, stderr = house.logs.open(Key("shop", "web-1"), joined)
-    os.write(stderr, data)
-    for descriptor in {stdout, stderr}:
-        os.close(descriptor)
+    with house.logs.open(Key("shop", "web-1"), joined) as (_, stderr):
+        os.write(stderr, data)
 
 
 async def take(response: aiohttp.ClientResponse, enough: bytes) -> bytes:
