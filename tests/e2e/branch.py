@@ -76,7 +76,7 @@ class RunningBranch:
         return self._process.wait(seconds)
 
     def clean_up(self) -> None:
-        """Ends the daemon and everything that it runs, also after a kill: one more daemon adopts it all and stops it."""
+        """Ends the daemon and all that it runs, also after a kill: one more daemon adopts it and stops it."""
         if self._process is not None and self._process.poll() is not None and self._process.returncode != 0:
             self.launch()
         if self._process is not None and self._process.poll() is None:
