@@ -24,6 +24,9 @@ Place = tuple[str, ...]
 
 JSON = "application/json"
 
+#: header of a change
+IF_MATCH = {"If-Match": "Only if it still has this ETag."}
+
 
 def _place(given: str) -> Place:
     try:

@@ -78,7 +78,11 @@ def _operation(route: Route, schemas: Mapping[tuple[Any, Mode], Json]) -> Json:
         "operationId": route.name,
         "summary": route.summary.partition("\n")[0],
         "description": route.summary,
-        "parameters": [*_path_parameters(route.path), *map(_query_parameter, route.query.values())],
+        "parameters": [
+            *_path_parameters(route.path),
+            *map(_query_parameter, route.query.values()),
+            *_header_parameters(route.headers),
+        ],
         "responses": {
             **{str(status): _response(shape, schemas) for status, shape in route.returns.items()},
             **_problems(route, schemas),
@@ -112,14 +116,18 @@ def _query_parameter(parameter: Parameter[Any]) -> Json:
     return {"name": parameter.name, "in": "query", "description": parameter.about, "schema": schema}
 
 
+def _header_parameters(headers: Mapping[str, str]) -> Iterator[Json]:
+    for name, about in headers.items():
+        yield {"name": name, "in": "header", "description": about, "schema": {"type": "string"}}
+
+
 def _response(shape: Any, schemas: Mapping[tuple[Any, Mode], Json]) -> Json:
     if shape is None:
         return {"description": "Done."}
     if isinstance(shape, Text):
         return {"description": "A stream.", "content": {each: {"schema": {"type": "string"}} for each in shape.types}}
-    schema: Json = {"type": "object"}
-    if isinstance(_item(shape), type) and _item(shape) is not dict:
-        schema = schemas[_item(shape), "serialization"]
+    item = _item(shape)
+    schema = schemas[item, "serialization"] if isinstance(item, type) else {"type": "object"}
     return {
         "description": "A page." if get_origin(shape) is list else "The object.",
         "content": {JSON: {"schema": _page(schema) if get_origin(shape) is list else schema}},

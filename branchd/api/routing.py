@@ -72,6 +72,7 @@ class Route:
     returns: Mapping[int, Any]  #: by status: a dataclass, list[dataclass] for a page of them, Text, or None
     body: Any  #: the type that the document shows; None: takes no body
     query: Mapping[str, Parameter[Any]]
+    headers: Mapping[str, str]  #: request headers with a meaning here, and which
     raises: tuple[type[BranchdError], ...]  #: besides what any route of its form can raise
     streams: bool  #: may go on without end
 
@@ -107,12 +108,15 @@ class Routes:
         returns: Mapping[int, Any],
         body: Any = None,
         query: tuple[Parameter[Any], ...] = (),
+        headers: Mapping[str, str] | None = None,
         raises: tuple[type[BranchdError], ...] = (),
         streams: bool = False,
     ) -> Callable[[Handler], Handler]:
         def declare(handler: Handler) -> Handler:
             named = {parameter.name: parameter for parameter in (*query, LOCAL)}
-            self._routes.append(Route(method, path, scope, handler, returns, body, named, raises, streams))
+            self._routes.append(
+                Route(method, path, scope, handler, returns, body, named, headers or {}, raises, streams)
+            )
             return handler
 
         return declare

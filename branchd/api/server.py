@@ -44,7 +44,7 @@ def make_app(service: Service, settings: HttpSettings) -> web.Application:
 class Server:
     def __init__(self, service: Service, settings: HttpSettings) -> None:
         self._settings = settings
-        self._runner = web.AppRunner(make_app(service, settings), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+        self._runner = web.AppRunner(make_app(service, settings), shutdown_timeout=SHUTDOWN_TIMEOUT)
         self._opened: list[Opened] = []
         self._servers: list[asyncio.Server] = []
 

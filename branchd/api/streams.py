@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, TypeVar, cast
 
 from aiohttp import web
+from aiohttp_sse import EventSourceResponse
 
 from branchd.api.connection import Connection
 from branchd.api.problems import TooMany, internal
@@ -17,6 +18,9 @@ MOST_STREAMS = 256
 
 #: seconds that a client may leave a full buffer unread
 PATIENCE = 30.0
+
+#: seconds between two comments on a stream of server-sent events; proxies close what is silent for a minute
+PING = 15.0
 
 
 class Streams:
@@ -63,6 +67,10 @@ class Streams:
             connection.forget(task.cancel)
             task.cancel()
         return None if task.cancelled() else task.result()
+
+
+def event_source() -> EventSourceResponse:
+    return EventSourceResponse(send_timeout=PATIENCE, ping_interval=PING)
 
 
 async def write(response: web.StreamResponse, data: bytes) -> None:

@@ -5,15 +5,16 @@ the worker does so, now, after its next restart, and whenever its broker comes b
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
+from branchd.branch.fleet import Fleet
+from branchd.branch.instances import Instances
 from branchd.branch.supervisor import Supervisor
 from branchd.core.errors import Conflict, Invalid, NoChannel, NotFound, Refused
 from branchd.core.faults import autoscale_fault, queue_fault
 from branchd.core.health import Phase
 from branchd.core.spec import Autoscale, Kind, Pool
-from branchd.core.values import QueueDeclaration
 from branchd.wire import agent
 from branchd.wire.decode import decode, encode
 from branchd.wire.resources import AutoscaleView, Consumer
@@ -28,18 +29,9 @@ CONFIRM_TIMEOUT = 8.0
 DEFAULT_QUEUE = "celery"
 
 
-class Instances(Protocol):
-    """What is needed of the service."""
-
-    def supervisor(self, app: str, name: str) -> Supervisor: ...
-
-    def declaration(self, app: str, queue: str) -> QueueDeclaration: ...
-
-    async def edit(self, app: str, name: str, change: Callable[[], Mapping[str, Any]]) -> None: ...
-
-
 class Celery:
-    def __init__(self, instances: Instances) -> None:
+    def __init__(self, fleet: Fleet, instances: Instances) -> None:
+        self._fleet = fleet
         self._instances = instances
 
     def consumers(self, app: str, name: str) -> list[Consumer]:
@@ -61,7 +53,7 @@ class Celery:
             raise Invalid([fault])
         wanted = _present(supervisor)
         if queue not in wanted or supervisor.spec.queues is None:
-            declaration = self._instances.declaration(app, queue)
+            declaration = self._fleet.definitions.declaration(app, queue)
             try:
                 await supervisor.ask(agent.declare(declaration), ASK_TIMEOUT)
             except Refused as refused:
@@ -119,7 +111,7 @@ class Celery:
         return answer if isinstance(answer, Mapping) else None
 
     def _worker(self, app: str, name: str) -> Supervisor:
-        supervisor = self._instances.supervisor(app, name)
+        supervisor = self._fleet.get(app, name)
         if supervisor.spec.kind is not Kind.CELERY:
             raise Conflict(f"{supervisor.key} is not a Celery worker", f"its kind is {supervisor.spec.kind}")
         return supervisor

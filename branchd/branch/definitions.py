@@ -6,7 +6,7 @@ Holds the records in memory; pure look-ups and checks. Writing them down and act
 from collections.abc import Mapping
 from typing import Any
 
-from branchd.branch.records import AppRecord, InstanceRecord, QueueRecord
+from branchd.branch.records import AppRecord, QueueRecord, Snapshot
 from branchd.branch.world import Policies
 from branchd.core.errors import Fault, Invalid, NotFound
 from branchd.core.faults import name_fault, queue_fault
@@ -21,12 +21,14 @@ MOST = 10_000
 
 
 class Definitions:
-    def __init__(self, policies: Policies, own_account: str) -> None:
+    def __init__(self, policies: Policies, snapshot: Snapshot, own_account: str) -> None:
         """`own_account`: the name of the account that the daemon runs as."""
         self._policies = policies
         self._own_account = own_account
-        self.apps: dict[str, AppRecord] = {}
+        self.apps = {app.name: app for app in snapshot.apps}
         self.queues: dict[str, dict[str, QueueRecord]] = {}
+        for record in snapshot.queues:
+            self.queues.setdefault(record.app, {})[record.queue.name] = record
 
     def app(self, name: str) -> AppRecord:
         if name not in self.apps:
@@ -95,10 +97,3 @@ def _body_faults(body: QueueBody) -> list[Fault]:
     if not body.exchange_type:
         faults.append(Fault("/exchange_type", "is empty", "direct, topic, fanout, headers or a plugin's own"))
     return faults
-
-
-def changed(record: InstanceRecord, spec: Mapping[str, Any]) -> InstanceRecord:
-    """The record with another spec, one generation on; the same record where nothing differs."""
-    if dict(spec) == dict(record.spec):
-        return record
-    return InstanceRecord(record.key, spec, record.generation + 1, record.created_at, record.deleting)

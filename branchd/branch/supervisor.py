@@ -126,6 +126,18 @@ class Supervisor:
     def want(self, wanted: Wanted) -> None:
         self.post(Event(Symbol.UP if wanted is Wanted.UP else Symbol.DOWN))
 
+    def start(self) -> None:
+        self.post(Event(Symbol.UP))
+
+    def stop(self) -> None:
+        self.post(Event(Symbol.DOWN))
+
+    def restart(self) -> None:
+        self.post(Event(Symbol.RESTART))
+
+    def kill(self) -> None:
+        self.post(Event(Symbol.KILL))
+
     def signal(self, number: int) -> bool:
         """To the main process; False when there is none."""
         if self._process is None:
@@ -210,8 +222,10 @@ class Supervisor:
             on_exit = self._exit_of(machine.run)
             process = self._world.processes.adopt(self.key, run.nonce, identity, on_exit) if identity else None
             if process is not None:
+                self.post(Event(Symbol.ADOPTED))  # first: a process that is not known to be alive cannot be ready
+                if run.started_at is None:
+                    self.run = replace(run, started_at=self._world.wall() - self._world.clock() + run.intent)
                 self._took(process)
-                self.post(Event(Symbol.ADOPTED))
             elif machine.alive:
                 self.post(Event(Symbol.EXITED, machine.run))
             else:
@@ -255,7 +269,13 @@ class Supervisor:
         intent = any(isinstance(effect, Spawn) for effect in effects)
         if intent:
             self.run = replace(
-                self.run, nonce=secrets.token_hex(16), intent=self._world.clock(), identity=None, started_at=None
+                self.run,
+                nonce=secrets.token_hex(16),
+                intent=self._world.clock(),
+                identity=None,
+                started_at=None,
+                observed_generation=self.record.generation,
+                launched=self._digest(),
             )
         if machine != before or intent:
             self._unsaved = True
@@ -415,7 +435,7 @@ class Supervisor:
                     self.post(Event(Symbol.UNHEALTHY, run, reason=reason))
                 case Restart(reason):
                     log.warning("restarting", instance=str(self.key), reason=reason)
-                    self.post(Event(Symbol.RESTART))
+                    self.restart()
                 case Tell(command):
                     self._spawn_task(self._tell(command))
         self._touch_conditions()

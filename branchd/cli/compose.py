@@ -100,11 +100,11 @@ async def _serve(config: Config, state: StateFolder, notifier: Notifier) -> int:
         _warn(config)
         log.info("ready", branch=service.name, listening=list(server.addresses), version=__version__)
         notifier.ready()
-        notifier.status(f"branch {service.name}, {len(service.instances())} instances")
+        notifier.status(f"branch {service.name}, {len(service.instances.list())} instances")
         _watchdog(notifier)
         await stopping.wait()
 
-        log.info("stopping", instances=len(service.instances()))
+        log.info("stopping", instances=len(service.instances.list()))
         notifier.stopping()
         await service.end()
         log.info("stopped")

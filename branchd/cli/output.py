@@ -27,6 +27,9 @@ _COLOURS = {
     "up": "green",
 }
 
+#: columns of a terminal that a table's last column has at least
+_LAST_COLUMN = 20
+
 #: what stands where there is nothing
 _NOTHING = "-"
 
@@ -103,10 +106,16 @@ def _terminal_table(titles: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(*titles, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in titles[:-1]:
+        table.add_column(title, no_wrap=True)
+    table.add_column(titles[-1], overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    Console().print(table)
+    # Names and numbers are never cut: where the terminal is too narrow its own lines wrap, and only the last column folds.
+    widths = [max(map(len, column)) + 3 for column in zip(titles[:-1], *(row[:-1] for row in rows), strict=True)]
+    console = Console()
+    console.print(table, width=max(console.width, sum(widths) + _LAST_COLUMN), crop=False, soft_wrap=True)
 
 
 def _yaml(value: Any) -> list[str]:

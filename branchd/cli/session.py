@@ -88,27 +88,28 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 def explain(error: BranchdError, what: str = "", token: bool = True) -> None:
     """Tells on stderr what went wrong, every fault, and what to do. `token`: whether one was sent."""
-    prefix = f"{neutral(what)}: " if what else ""
-    lines = [f"{prefix}{neutral(error.detail)}"]
+    prefix = "" if error.detail.startswith(what) else f"{what}: "
+    lines = [f"{prefix}{error.detail}"]
     match error:
         case ApiProblem(errors=faults) | Invalid(faults=faults):
             for fault in faults:
                 hint = f" ({fault.hint})" if fault.hint else ""
-                lines.append("  " + neutral(f"{fault.pointer or 'all of it'}: {fault.detail}{hint}"))
+                lines.append(f"  {fault.pointer or 'all of it'}: {fault.detail}{hint}")
         case _:
             pass
-    if isinstance(error, ApiProblem) and error.status == 401 and not token:
-        lines.append(f"  {HOW_TO_PROVE_IT}")
-    if isinstance(error, Unreachable):
-        lines.append(
-            "  you must be root, the daemon's user or in its group; or use its address and a token"
-            if error.denied
-            else "  start it with `branchd run`, or say where it is: --url, --run or the variable BRANCHD_URL"
-        )
-    if error.hint:
-        lines.append(f"  {neutral(error.hint)}")
+    match error:
+        case ApiProblem(status=401) if not token:
+            lines.append(f"  {HOW_TO_PROVE_IT}")
+        case Unreachable(denied=True):
+            lines.append("  you must be root, the daemon's user or in its group; or use its address and a token")
+        case Unreachable():
+            lines.append("  start it with `branchd run`, or say where it is: --url, --run or the variable BRANCHD_URL")
+        case _ if error.hint:
+            lines.append(f"  {error.hint}")
+        case _:
+            pass
     for line in lines:
-        click.echo(line, err=True)
+        click.echo(neutral(line), err=True)
 
 
 class EdgeGroup(click.Group):

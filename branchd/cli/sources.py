@@ -59,10 +59,12 @@ class Settings:
         else:
             for key, content in value.items():
                 place = f"{path}: [{section}].{key}"
-                if key in self.keys[section]:
-                    self._set(section, key, self._absolute(key, _plain(content), path.parent), place)
-                else:
+                if key not in self.keys[section]:
                     self.faults.append(Fault(place, "there is no such key", _near(key, self.keys[section])))
+                elif _has_date(content):
+                    self.faults.append(Fault(place, "is a date", "text stands in quotes"))
+                else:
+                    self._set(section, key, self._absolute(key, content, path.parent), place)
 
     def variables(self, environment: Mapping[str, str]) -> None:
         for section, keys in self.keys.items():
@@ -103,15 +105,11 @@ def _below(base: Path, path: str) -> str:
     return os.path.normpath(base / os.path.expanduser(path))
 
 
-def _plain(value: Any) -> Any:
-    """TOML has dates, which JSON has not: as text they are a wrong type like any other."""
-    if isinstance(value, datetime.date | datetime.time):
-        return str(value)
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return value
+def _has_date(value: Any) -> bool:
+    """TOML has dates, which JSON, and so what decodes the values, has not."""
+    if isinstance(value, list | dict):
+        return any(map(_has_date, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, datetime.date | datetime.time)
 
 
 def _near(name: str, known: Iterable[str]) -> str:

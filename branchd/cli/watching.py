@@ -3,7 +3,8 @@
 import asyncio
 import codecs
 import sys
-from typing import Any, BinaryIO
+from contextlib import aclosing
+from typing import BinaryIO
 
 import click
 
@@ -128,23 +129,28 @@ def events(
         since = after if after is not None else max(0, last - (tail if tail is not None else 0 if follow else 100))
         if since >= last and not follow:
             return Exit.OK
-        async for event in client.events(since):
-            if event["type"] == "reset":
-                click.echo("some of these events are no longer kept", err=True)
-            elif (
-                app in (None, event["app"]) and instance in (None, event["instance"]) and event["type"].startswith(kind)
-            ):
-                click.echo(as_json(event) if form == "jsonl" else _line(event))
-            if not follow and event["id"] >= last:
-                break
+        async with aclosing(client.events(since)) as stream:
+            async for event in stream:
+                if event["type"] == "reset":
+                    click.echo("some of these events are no longer kept", err=True)
+                elif (
+                    app in (None, event["app"])
+                    and instance in (None, event["instance"])
+                    and event["type"].startswith(kind)
+                ):
+                    click.echo(as_json(event) if form == "jsonl" else _line(event))
+                if not follow and event["id"] >= last:
+                    break
         return Exit.OK
 
     return run(watch())
 
 
-def _line(event: dict[str, Any]) -> str:
+def _line(event: Object) -> str:
     who = ":".join(part for part in (event["app"], event["instance"]) if part) or "-"
-    facts = " ".join(
-        f"{k}={v if isinstance(v, str) else as_json(v)}" for k, v in event["data"].items() if v is not None
-    )
-    return neutral(f"{event['at']}  {event['type']:<20}  {who}  {facts}".rstrip())
+    facts = [
+        f"{name}={value if isinstance(value, str) else as_json(value)}"
+        for name, value in event["data"].items()
+        if value not in (None, "", [])
+    ]
+    return neutral("  ".join([event["at"], f"{event['type']:<20}", who, " ".join(facts)]).rstrip())

@@ -100,7 +100,8 @@ _BRANCHES = frozenset({"str", "int", "float", "bool", "Secret", "nullable", "Aut
 
 
 def _suggestion(kind: type, path: list[str]) -> str:
-    names = [item.name for item in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) and len(path) == 1 else []
+    top = dataclasses.is_dataclass(kind) and len(path) == 1
+    names = [item.name for item in dataclasses.fields(kind)] if top else []
     close = difflib.get_close_matches(path[-1], names, 1)
     return f"did you mean {close[0]}?" if close else "see /v1/openapi.json for the fields"
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from branchd.api import connection
+from branchd.api import body, connection
 from branchd.api.connection import SECURITY_HEADERS
 from branchd.api.handlers import ROUTES
 from branchd.api.routing import Route
@@ -260,36 +260,36 @@ async def test_twelve_faults_are_told_at_once(shop: Api) -> None:
 async def test_a_body_of_100_megabytes_is_refused_by_its_length_before_it_is_read(api: Api) -> None:
     sent = 0
 
-    async def body() -> Any:
+    async def pieces() -> Any:
         nonlocal sent
         for _ in range(100):
             sent += 1
             yield MEGABYTE
 
     headers = {"Content-Type": "application/json", "Content-Length": str(100 << 20), "Expect": "100-continue"}
-    answer = await api("PUT", "/v1/apps/shop", data=body(), headers=headers)
+    answer = await api("PUT", "/v1/apps/shop", data=pieces(), headers=headers)
     assert (answer.status, answer.slug) == (413, "too-large")
     assert sent == 0
 
 
 async def test_a_body_of_100_megabytes_without_a_length_is_refused_on_the_way(api: Api) -> None:
-    async def body() -> Any:
+    async def pieces() -> Any:
         for _ in range(100):
             yield MEGABYTE
 
     headers = {"Content-Type": "application/json"}
-    answer = await api("PUT", "/v1/apps/shop", data=body(), headers=headers, chunked=True)
+    answer = await api("PUT", "/v1/apps/shop", data=pieces(), headers=headers, chunked=True)
     assert (answer.status, answer.slug) == (413, "too-large")
     assert (await api("GET", "/healthz")).status == 200
 
 
 async def test_a_body_is_not_even_asked_for_when_the_sender_may_not_send_it(api: Api) -> None:
-    async def body() -> Any:
+    async def pieces() -> Any:
         raise AssertionError("was asked for")
         yield b""
 
     headers = {"Content-Type": "application/json", "Expect": "100-continue"}
-    assert (await api("PUT", "/v1/apps/shop", data=body(), token=None, headers=headers)).status == 401
+    assert (await api("PUT", "/v1/apps/shop", data=pieces(), token=None, headers=headers)).status == 401
 
 
 async def test_a_body_is_asked_for_when_the_request_is_good(api: Api) -> None:
@@ -327,6 +327,22 @@ async def test_a_body_whose_chunks_are_broken_is_a_problem(api: Api) -> None:
         b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\nzzz\r\n" % ADMIN.encode()
     )
     assert b"urn:branchd:problem:bad-request" in await raw(api, request)
+
+
+async def test_a_body_that_does_not_come_in_time_is_told(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "PATIENCE", 0.1)
+    request = (
+        b"PUT /v1/apps/shop HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 100\r\n\r\n{" % ADMIN.encode()
+    )
+    head, _, rest = (await raw(api, request)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408")
+    assert json.loads(rest)["type"] == "urn:branchd:problem:too-slow"
+
+
+async def test_a_request_that_does_not_come_in_time_is_given_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "KEEPALIVE", 0.1)
+    assert await raw(api, b"GET /healthz HTTP/1.1\r\nHost: loc") == b""
 
 
 async def test_a_crowd_on_one_listener_is_turned_away_and_the_other_listener_still_answers(

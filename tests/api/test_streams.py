@@ -106,6 +106,12 @@ async def test_events_come_with_ids_and_types(shop: Api) -> None:
     assert [json.loads(message["data"])["id"] for message in seen] == ids
 
 
+async def test_silent_events_are_kept_alive(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "PING", 0.05)
+    async with api.open("GET", "/v1/events") as response:
+        assert (await take(response, b"\r\n\r\n")).startswith(b": ")
+
+
 @pytest.mark.parametrize("by_header", [True, False])
 async def test_events_resume_after_an_id(shop: Api, branch: Service, by_header: bool) -> None:
     last = branch.events.last

@@ -15,6 +15,6 @@ def house() -> House:
 async def service(house):
     service = house.service()
     await service.begin()
-    await service.put_app("web", {"kind": "command", "command": ["serve"]})
+    await service.apps.put("web", {"kind": "command", "command": ["serve"]})
     yield service
     service.close()

@@ -15,16 +15,16 @@ from tests.waiting import until
 
 
 def state(service, name, app="web"):
-    return service.instance(app, name).status.state
+    return service.instances.get(app, name).status.state
 
 
 async def running(service, name, app="web"):
     await until(lambda: state(service, name, app) is State.RUNNING, what=f"{app}:{name} to run")
-    return service.instance(app, name).status.pid
+    return service.instances.get(app, name).status.pid
 
 
 async def create(service, name, **spec):
-    await service.create(ADMIN, "web", {"name": name, **spec})
+    await service.instances.create(ADMIN, "web", {"name": name, **spec})
 
 
 async def test_an_instance_is_committed_before_it_is_started(service, house):
@@ -47,8 +47,8 @@ async def test_a_crash_is_answered_with_another_process_and_what_was_left_of_the
     await create(service, "a")
     pid = await running(service, "a")
     house.processes.end(pid, Exit(signal=9))
-    await until(lambda: service.instance("web", "a").status.pid not in (None, pid))
-    view = service.instance("web", "a")
+    await until(lambda: service.instances.get("web", "a").status.pid not in (None, pid))
+    view = service.instances.get("web", "a")
     assert (view.status.restarts, view.status.last_exit.signal) == (1, "SIGKILL")
     assert house.processes.swept[0] == (house.processes.spawned[0].key, house.processes.spawned[0].nonce)
     assert len(house.processes.running) == 1
@@ -57,14 +57,14 @@ async def test_a_crash_is_answered_with_another_process_and_what_was_left_of_the
 async def test_stop_and_start_are_remembered_by_the_next_daemon(service, house):
     await create(service, "a")
     await running(service, "a")
-    await service.stop("web", "a")
+    await service.instances.stop("web", "a")
     house.processes.end(house.processes.spawned[0].identity.pid, Exit(signal=15))
-    assert await service.wait("web", "a", "stopped", 5)
+    assert await service.instances.wait("web", "a", "stopped", 5)
     house.processes.crash()
     later = house.service()
     await later.begin()
     assert state(later, "a") is State.STOPPED
-    await later.start("web", "a")
+    await later.instances.start("web", "a")
     await running(later, "a")
     later.close()
 
@@ -77,10 +77,10 @@ async def test_a_daemon_that_was_killed_finds_its_processes_again_and_doubles_no
     later = house.service()
     await later.begin()
     await until(lambda: all(state(later, name) is State.RUNNING for name in "abcde"))
-    assert {name: later.instance("web", name).status.pid for name in "abcde"} == pids
+    assert {name: later.instances.get("web", name).status.pid for name in "abcde"} == pids
     assert len(house.processes.spawned) == 5
     house.processes.end(pids["c"], Exit(1))
-    await until(lambda: later.instance("web", "c").status.pid not in (None, pids["c"]))
+    await until(lambda: later.instances.get("web", "c").status.pid not in (None, pids["c"]))
     later.close()
 
 
@@ -94,7 +94,7 @@ async def test_a_process_whose_pid_was_never_written_down_is_found_by_its_mark(s
     house.processes.crash()
     later = house.service()
     await later.begin()
-    await until(lambda: later.instance("web", "a").status.pid == pid)
+    await until(lambda: later.instances.get("web", "a").status.pid == pid)
     assert len(house.processes.spawned) == 1
     later.close()
 
@@ -124,7 +124,7 @@ async def test_an_ambiguous_mark_is_fatal_in_words_and_starts_nothing(service, h
     house.processes.ambiguous.add(intent.nonce)
     later = house.service()
     await later.begin()
-    view = later.instance("web", "a")
+    view = later.instances.get("web", "a")
     assert view.status.state is State.FATAL
     assert "several processes carry the mark" in view.status.reason
     assert len(house.processes.spawned) == 1
@@ -154,23 +154,23 @@ async def test_a_process_that_ended_while_no_daemon_was_there_is_started_again(s
     later = house.service()
     await later.begin()
     assert await running(later, "a") != pid
-    assert later.instance("web", "a").status.last_exit.code is None
+    assert later.instances.get("web", "a").status.last_exit.code is None
     later.close()
 
 
 async def test_delete_stops_first_and_frees_the_name_last(service, house):
     await create(service, "a")
     pid = await running(service, "a")
-    await service.delete_instance("web", "a")
-    assert service.instance("web", "a").status.deleting
+    await service.instances.delete("web", "a")
+    assert service.instances.get("web", "a").status.deleting
     with pytest.raises(Conflict, match="exists already"):
         await create(service, "a")
     with pytest.raises(Conflict, match="being deleted"):
-        await service.start("web", "a")
+        await service.instances.start("web", "a")
     house.processes.end(pid, Exit(0))
-    assert await service.wait("web", "a", "gone", 5)
+    assert await service.instances.wait("web", "a", "gone", 5)
     with pytest.raises(NotFound):
-        service.instance("web", "a")
+        service.instances.get("web", "a")
     assert house.store.load().instances == ()
     await create(service, "a")
 
@@ -178,13 +178,13 @@ async def test_delete_stops_first_and_frees_the_name_last(service, house):
 async def test_a_delete_that_was_begun_goes_on_after_a_crash_of_the_daemon(service, house):
     await create(service, "a")
     pid = await running(service, "a")
-    await service.delete_instance("web", "a")
+    await service.instances.delete("web", "a")
     house.processes.crash()
     later = house.service()
     await later.begin()
     await until(lambda: (pid, 15) in house.processes.signals)
     house.processes.end(pid, Exit(signal=15))
-    assert await later.wait("web", "a", "gone", 5)
+    assert await later.instances.wait("web", "a", "gone", 5)
     assert len(house.processes.spawned) == 1
     later.close()
 
@@ -193,9 +193,9 @@ async def test_what_is_missing_is_said_and_it_is_tried_again(service, house):
     house.processes.missing.add("serve")
     await create(service, "a", restart={"max_restarts": 0})
     await until(lambda: state(service, "a") is State.FATAL)
-    assert "program serve does not exist" in service.instance("web", "a").status.reason
+    assert "program serve does not exist" in service.instances.get("web", "a").status.reason
     house.processes.missing.clear()
-    await service.patch_instance("web", "a", {"env": {"X": "1"}})  # a change of the spec is worth another try
+    await service.instances.patch("web", "a", {"env": {"X": "1"}})  # a change of the spec is worth another try
     await running(service, "a")
 
 
@@ -205,7 +205,7 @@ async def test_the_machines_own_trouble_is_never_held_against_an_instance(servic
     await until(lambda: state(service, "a") is State.BACKOFF)
     house.processes.failure = None
     await running(service, "a")
-    assert service.instance("web", "a").status.restarts == 1
+    assert service.instances.get("web", "a").status.restarts == 1
 
 
 async def test_a_full_disk_refuses_what_is_new_and_leaves_what_runs(service, house):
@@ -215,14 +215,14 @@ async def test_a_full_disk_refuses_what_is_new_and_leaves_what_runs(service, hou
     with pytest.raises(StorageFailed):
         await create(service, "b")
     with pytest.raises(StorageFailed):
-        await service.put_app("other", {})
+        await service.apps.put("other", {})
     with pytest.raises(StorageFailed):
-        await service.stop("web", "a")
-    assert service.instance("web", "a").status.pid == pid
-    assert [view.name for view in service.instances()] == ["a"]
+        await service.instances.stop("web", "a")
+    assert service.instances.get("web", "a").status.pid == pid
+    assert [view.name for view in service.instances.list()] == ["a"]
     house.processes.end(pid, Exit(1))  # cannot be committed, so it cannot be started: it waits for space
     await until(lambda: state(service, "a") is State.BACKOFF)
-    assert "disk may be full" in service.instance("web", "a").status.reason
+    assert "disk may be full" in service.instances.get("web", "a").status.reason
     house.store.full = False
     await running(service, "a")
 
@@ -230,50 +230,50 @@ async def test_a_full_disk_refuses_what_is_new_and_leaves_what_runs(service, hou
 async def test_live_fields_take_effect_at_once_and_others_wait_for_a_restart(service, house):
     await create(service, "a")
     pid = await running(service, "a")
-    view = await service.patch_instance("web", "a", {"labels": {"team": "pay"}, "weight": 3})
+    view = await service.instances.patch("web", "a", {"labels": {"team": "pay"}, "weight": 3})
     assert (view.generation, view.status.observed_generation, view.status.pid) == (2, 2, pid)
-    view = await service.patch_instance("web", "a", {"env": {"A": "1"}})
+    view = await service.instances.patch("web", "a", {"env": {"A": "1"}})
     conditions = {condition.type.value: condition.status.value for condition in view.status.conditions}
     assert (view.generation, view.status.observed_generation, view.status.pid) == (3, 2, pid)
     assert conditions["ConfigCurrent"] == "False"
-    await service.patch_instance("web", "a", {"env": {"B": "2"}}, restart=True)
+    await service.instances.patch("web", "a", {"env": {"B": "2"}}, restart=True)
     house.processes.end(pid, Exit(signal=15))
-    await until(lambda: service.instance("web", "a").status.pid not in (None, pid))
+    await until(lambda: service.instances.get("web", "a").status.pid not in (None, pid))
     assert house.processes.spawned[-1].launch.env["A"] == "1"
-    assert service.instance("web", "a").status.observed_generation == 4
+    assert service.instances.get("web", "a").status.observed_generation == 4
 
 
 async def test_changing_an_app_bounces_nobody_and_reaches_every_instance(service, house):
     await create(service, "a")
     pid = await running(service, "a")
-    await service.patch_app("web", {"env": {"A": "1"}})
-    view = service.instance("web", "a")
+    await service.apps.patch("web", {"env": {"A": "1"}})
+    view = service.instances.get("web", "a")
     assert (view.status.pid, view.effective["env"]) == (pid, {"A": "1"})
     with pytest.raises(Invalid, match="instance web:a would be invalid"):
-        await service.patch_app("web", {"kind": "celery"})
-    assert service.app("web").spec["kind"] == "command"
+        await service.apps.patch("web", {"kind": "celery"})
+    assert service.apps.get("web").spec["kind"] == "command"
 
 
 async def test_a_stale_writer_is_refused_and_two_writers_both_count(service):
     await create(service, "a")
     with pytest.raises(Stale, match="generation 1 now"):
-        await service.patch_instance("web", "a", {"weight": 2}, match=7)
+        await service.instances.patch("web", "a", {"weight": 2}, match=7)
     changes = ({"env": {"A": "1"}}, {"env": {"B": "2"}}, {"weight": 5})
-    await asyncio.gather(*(service.patch_instance("web", "a", change) for change in changes))
-    view = service.instance("web", "a")
+    await asyncio.gather(*(service.instances.patch("web", "a", change) for change in changes))
+    view = service.instances.get("web", "a")
     assert (view.generation, view.spec["env"], view.spec["weight"]) == (4, {"A": "1", "B": "2"}, 5)
 
 
 async def test_an_idempotency_key_makes_one_instance_however_often_it_comes(service, house):
     body = {"env": {"A": "1"}}
-    answers = await asyncio.gather(*(service.create(ADMIN, "web", body, "key") for _ in range(5)))
+    answers = await asyncio.gather(*(service.instances.create(ADMIN, "web", body, "key") for _ in range(5)))
     assert [made for _, made in answers] == [True, False, False, False, False]
     assert len({view.name for view, _ in answers}) == 1
     later = house.service()  # the next daemon remembers
     await later.begin()
-    assert (await later.create(ADMIN, "web", body, "key"))[1] is False
+    assert (await later.instances.create(ADMIN, "web", body, "key"))[1] is False
     with pytest.raises(Conflict, match="another request"):
-        await service.create(ADMIN, "web", {"env": {"A": "2"}}, "key")
+        await service.instances.create(ADMIN, "web", {"env": {"A": "2"}}, "key")
     later.close()
 
 
@@ -281,12 +281,12 @@ async def test_apps_with_instances_are_not_deleted_by_mistake(service, house):
     await create(service, "a")
     pid = await running(service, "a")
     with pytest.raises(Conflict, match="1 instances"):
-        await service.delete_app("web")
-    deleting = asyncio.ensure_future(service.delete_app("web", cascade=True))
+        await service.apps.delete("web")
+    deleting = asyncio.ensure_future(service.apps.delete("web", cascade=True))
     await until(lambda: (pid, 15) in house.processes.signals)
     house.processes.end(pid, Exit(0))
     await deleting
-    assert service.apps() == []
+    assert service.apps.list() == []
 
 
 async def test_all_faults_of_name_and_spec_come_at_once(service):
@@ -350,10 +350,10 @@ async def test_a_bug_of_ours_makes_one_instance_fatal_and_leaves_the_others(serv
     for pid in pids.values():
         house.processes.end(pid, Exit(1))
     await until(lambda: state(service, "a") is State.FATAL)
-    assert "internal error: RuntimeError: a bug" in service.instance("web", "a").status.reason
-    await until(lambda: service.instance("web", "b").status.pid not in (None, pids["b"]))
+    assert "internal error: RuntimeError: a bug" in service.instances.get("web", "a").status.reason
+    await until(lambda: service.instances.get("web", "b").status.pid not in (None, pids["b"]))
     monkeypatch.undo()
-    await service.start("web", "a")
+    await service.instances.start("web", "a")
     await running(service, "a")
     assert len(house.processes.running) == 2
 
@@ -361,5 +361,5 @@ async def test_a_bug_of_ours_makes_one_instance_fatal_and_leaves_the_others(serv
 async def test_the_same_object_is_shown_while_nothing_changes(service):
     await create(service, "a")
     await running(service, "a")
-    await until(lambda: service.instance("web", "a") is service.instance("web", "a"))
-    assert json.dumps(service.instance("web", "a").effective)
+    await until(lambda: service.instances.get("web", "a") is service.instances.get("web", "a"))
+    assert json.dumps(service.instances.get("web", "a").effective)

@@ -197,7 +197,8 @@ class World(RuleBasedStateMachine):
             assert self.machine.crashes in (before.crashes, ()), "an intended exit was counted as a crash"
         for effect in effects:
             if isinstance(effect, Spawn):
-                assert not (self.process or self.spawning), "two processes of one instance"
+                assert self.process is None, "two processes of one instance"
+                assert not self.spawning, "two processes of one instance"
                 assert effect.run == before.run + 1
                 self.spawning, self.killed = True, False
             if isinstance(effect, Kill) and self.process is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.branch import RunningBranch
+from tests.e2e.programs import Programs
 
 Maker = Callable[..., RunningBranch]
 
@@ -16,6 +17,13 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="br-"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def programs(folder: Path) -> Iterator[Programs]:
+    programs = Programs(folder)
+    yield programs
+    programs.end()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from typing import Any
 
 from aiohttp import web
 
-from branchd.api.answers import NAME, PAGE, app_answer, match, matches, nothing, page
+from branchd.api.answers import IF_MATCH, NAME, PAGE, app_answer, match, matches, nothing, page
 from branchd.api.parameters import FLAG, Form, Parameter, Unfit
 from branchd.api.routing import Call, Routes
 from branchd.core.access import Scope
@@ -35,21 +35,29 @@ Patch = dict[str, Any]
 @route("GET", "/v1/apps", scope=Scope.READ, returns={200: list[App]}, query=(*PAGE, NAME))
 async def list_apps(call: Call) -> web.Response:
     """All apps."""
-    shown = [app for app in call.service.apps() if matches(call.get(NAME), app.name)]
+    shown = [app for app in call.service.apps.list() if matches(call.get(NAME), app.name)]
     return page(call, shown, lambda app: (app.name,))
 
 
 @route("GET", "/v1/apps/{app}", scope=Scope.READ, returns={200: App})
 async def get_app(call: Call) -> web.Response:
     """One app."""
-    return app_answer(call, call.service.app(call.path["app"]))
+    return app_answer(call, call.service.apps.get(call.path["app"]))
 
 
-@route("PUT", "/v1/apps/{app}", scope=Scope.ADMIN, body=Spec, returns={200: App, 201: App}, raises=(Conflict, Stale))
+@route(
+    "PUT",
+    "/v1/apps/{app}",
+    scope=Scope.ADMIN,
+    body=Spec,
+    returns={200: App, 201: App},
+    headers=IF_MATCH,
+    raises=(Conflict, Stale),
+)
 async def put_app(call: Call) -> web.Response:
     """Creates it, or replaces its spec; running instances keep what they run with until they are restarted."""
     name = call.path["app"]
-    app, created = await call.service.put_app(name, call.body, match(call, lambda: call.service.app(name)))
+    app, created = await call.service.apps.put(name, call.body, match(call, lambda: call.service.apps.get(name)))
     return app_answer(call, app, 201 if created else 200)
 
 
@@ -60,19 +68,28 @@ async def put_app(call: Call) -> web.Response:
     body=Patch,
     returns={200: App},
     query=(RESTART,),
+    headers=IF_MATCH,
     raises=(Conflict, Stale),
 )
 async def patch_app(call: Call) -> web.Response:
     """Changes parts of its spec, by RFC 7396."""
     name = call.path["app"]
-    expected = match(call, lambda: call.service.app(name))
-    return app_answer(call, await call.service.patch_app(name, call.body, expected, call.get(RESTART)))
+    expected = match(call, lambda: call.service.apps.get(name))
+    return app_answer(call, await call.service.apps.patch(name, call.body, expected, call.get(RESTART)))
 
 
-@route("DELETE", "/v1/apps/{app}", scope=Scope.ADMIN, returns={204: None}, query=(CASCADE,), raises=(Conflict, Stale))
+@route(
+    "DELETE",
+    "/v1/apps/{app}",
+    scope=Scope.ADMIN,
+    returns={204: None},
+    query=(CASCADE,),
+    headers=IF_MATCH,
+    raises=(Conflict, Stale),
+)
 async def delete_app(call: Call) -> web.Response:
     """Deletes it. Refuses while it has instances, unless they are to go too, and then answers when they are gone."""
     name = call.path["app"]
-    match(call, lambda: call.service.app(name))
-    await call.service.delete_app(name, call.get(CASCADE))
+    match(call, lambda: call.service.apps.get(name))
+    await call.service.apps.delete(name, call.get(CASCADE))
     return nothing()

@@ -8,7 +8,7 @@ from aiohttp_sse import EventSourceResponse
 from branchd.api.encoded import encoded
 from branchd.api.parameters import Parameter, Unfit, text, whole
 from branchd.api.routing import Call, Routes, Text
-from branchd.api.streams import PATIENCE, closing, write
+from branchd.api.streams import closing, event_source, write
 from branchd.branch.events import Reset
 from branchd.branch.records import EventRecord
 from branchd.core.access import Scope
@@ -35,6 +35,7 @@ LAST_EVENT_ID = "Last-Event-ID"
     scope=Scope.READ,
     returns={200: Text((SSE, NDJSON))},
     query=(AFTER, APP, INSTANCE, TYPE),
+    headers={LAST_EVENT_ID: "Like `after`, as browsers resume by themselves."},
     streams=True,
 )
 async def get_events(call: Call) -> web.StreamResponse:
@@ -50,7 +51,7 @@ async def get_events(call: Call) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
         await call.house.streams.run(call.request, _send_lines(call, response, items))
         return response
-    events = EventSourceResponse(send_timeout=PATIENCE)
+    events = event_source()
     await call.house.streams.run(call.request, _send_events(call, events, items))
     return events
 

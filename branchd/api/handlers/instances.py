@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from branchd.api.answers import NAME, PAGE, answer, instance_answer, match, matches, nothing, page
+from branchd.api.answers import IF_MATCH, NAME, PAGE, answer, instance_answer, match, matches, nothing, page
 from branchd.api.handlers.apps import RESTART, Patch
 from branchd.api.parameters import Parameter, duration, one_of, text
 from branchd.api.routing import Call, Routes
@@ -51,7 +51,7 @@ class Signal:
 @route("GET", "/v1/instances", scope=Scope.READ, returns={200: list[Instance]}, query=FILTERS)
 async def list_all_instances(call: Call) -> web.Response:
     """Instances of all apps."""
-    instances = call.service.instances()
+    instances = call.service.instances.list()
     call.house.encoded.prune(instances)
     return _page(call, instances)
 
@@ -59,7 +59,7 @@ async def list_all_instances(call: Call) -> web.Response:
 @route("GET", "/v1/apps/{app}/instances", scope=Scope.READ, returns={200: list[Instance]}, query=FILTERS)
 async def list_instances(call: Call) -> web.Response:
     """Instances of one app."""
-    return _page(call, call.service.instances(call.path["app"]))
+    return _page(call, call.service.instances.list(call.path["app"]))
 
 
 def _page(call: Call, instances: list[Instance]) -> web.Response:
@@ -91,7 +91,7 @@ async def create_instance(call: Call) -> web.Response:
     key = call.request.headers.get(IDEMPOTENCY_KEY)
     if key is not None and not (0 < len(key) <= LONGEST_KEY and key.isprintable()):
         raise Invalid([Fault(f"{IDEMPOTENCY_KEY}:", "is not valid", f"1 to {LONGEST_KEY} printable characters")])
-    instance, _created = await call.service.create(call.principal, call.path["app"], call.body, key)
+    instance, _created = await call.service.instances.create(call.principal, call.path["app"], call.body, key)
     return await _when_up(call, instance, 201)
 
 
@@ -113,7 +113,7 @@ async def get_instance(call: Call) -> web.Response:
 async def put_instance(call: Call) -> web.Response:
     """Creates it, or replaces its spec."""
     app, name = call.path["app"], call.path["instance"]
-    instance, created = await call.service.put_instance(app, name, call.body, match(call, lambda: _present(call)))
+    instance, created = await call.service.instances.put(app, name, call.body, match(call, lambda: _present(call)))
     return await _when_up(call, instance, 201 if created else 200)
 
 
@@ -124,13 +124,14 @@ async def put_instance(call: Call) -> web.Response:
     body=Patch,
     returns={200: Instance},
     query=(RESTART,),
+    headers=IF_MATCH,
     raises=(Conflict, Stale),
 )
 async def patch_instance(call: Call) -> web.Response:
     """Changes parts of its spec, by RFC 7396; null means: as the app has it."""
     app, name = call.path["app"], call.path["instance"]
     expected = match(call, lambda: _present(call))
-    return instance_answer(call, await call.service.patch_instance(app, name, call.body, expected, call.get(RESTART)))
+    return instance_answer(call, await call.service.instances.patch(app, name, call.body, expected, call.get(RESTART)))
 
 
 @route(
@@ -139,12 +140,13 @@ async def patch_instance(call: Call) -> web.Response:
     scope=Scope.ADMIN,
     returns={202: Instance, 204: None},
     query=(WAIT,),
+    headers=IF_MATCH,
     raises=(Stale,),
 )
 async def delete_instance(call: Call) -> web.Response:
     """Stops it and deletes it: 204 when it is gone, 202 while it stops. Its name is free when it is gone."""
     match(call, lambda: _present(call))
-    await call.service.delete_instance(call.path["app"], call.path["instance"])
+    await call.service.instances.delete(call.path["app"], call.path["instance"])
     if call.get(WAIT):
         await _wait(call, call.path["instance"], "gone")
     try:
@@ -160,26 +162,26 @@ _DONE: dict[int, Any] = {200: Instance, 202: Instance}
 @route("POST", f"{_ACTIONS}/start", scope=Scope.OPERATE, returns=_DONE, query=(WAIT,), raises=(Conflict, Unavailable))
 async def start_instance(call: Call) -> web.Response:
     """Wants it up: 202, or with `wait` 200 when it is ready."""
-    return await _act(call, call.service.start, "ready")
+    return await _act(call, call.service.instances.start, "ready")
 
 
 @route("POST", f"{_ACTIONS}/stop", scope=Scope.OPERATE, returns=_DONE, query=(WAIT,), raises=(Conflict,))
 async def stop_instance(call: Call) -> web.Response:
     """Wants it down: 202, or with `wait` 200 when it has stopped."""
-    return await _act(call, call.service.stop, "stopped")
+    return await _act(call, call.service.instances.stop, "stopped")
 
 
 @route("POST", f"{_ACTIONS}/restart", scope=Scope.OPERATE, returns=_DONE, query=(WAIT,), raises=(Conflict, Unavailable))
 async def restart_instance(call: Call) -> web.Response:
     """Stops it and starts it: 202, or with `wait` 200 when it is ready."""
-    return await _act(call, call.service.restart, "ready")
+    return await _act(call, call.service.instances.restart, "ready")
 
 
 @route("POST", f"{_ACTIONS}/signal", scope=Scope.OPERATE, body=Signal, returns={200: Instance}, raises=(Conflict,))
 async def signal_instance(call: Call) -> web.Response:
     """Sends a signal to its main process."""
     signal = decode(Signal, call.body).signal
-    return instance_answer(call, await call.service.signal(call.path["app"], call.path["instance"], signal))
+    return instance_answer(call, await call.service.instances.signal(call.path["app"], call.path["instance"], signal))
 
 
 @route("GET", "/v1/apps/{app}/instances/{instance}/stats", scope=Scope.READ, returns={200: Stats})
@@ -189,7 +191,7 @@ async def get_stats(call: Call) -> web.Response:
 
 
 def _present(call: Call) -> Instance:
-    return call.service.instance(call.path["app"], call.path["instance"])
+    return call.service.instances.get(call.path["app"], call.path["instance"])
 
 
 async def _act(
@@ -204,11 +206,11 @@ async def _when_up(call: Call, instance: Instance, status: int) -> web.Response:
     if call.get(WAIT):
         up = instance.status.wanted is Wanted.UP
         await _wait(call, instance.name, "ready" if up else "stopped")
-        instance = call.service.instance(instance.app, instance.name)
+        instance = call.service.instances.get(instance.app, instance.name)
     return instance_answer(call, instance, status)
 
 
 async def _wait(call: Call, name: str, what: Literal["ready", "stopped", "gone"]) -> bool:
     """False also when the server stops meanwhile."""
-    waiting = call.service.wait(call.path["app"], name, what, call.get(WAIT))
+    waiting = call.service.instances.wait(call.path["app"], name, what, call.get(WAIT))
     return bool(await call.house.streams.during(call.request, waiting))

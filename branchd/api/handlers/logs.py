@@ -7,7 +7,7 @@ from aiohttp_sse import EventSourceResponse
 
 from branchd.api.parameters import FLAG, Parameter, one_of, whole
 from branchd.api.routing import Call, Routes, Text
-from branchd.api.streams import PATIENCE, closing, write
+from branchd.api.streams import closing, event_source, write
 from branchd.core.access import Scope
 from branchd.core.errors import Conflict
 from branchd.core.spec import Stderr
@@ -37,7 +37,7 @@ LONGEST_LINE = 64 << 10
 )
 async def get_logs(call: Call) -> web.StreamResponse:
     """Its output as it was written; when followed and asked for as text/event-stream, each line is an event."""
-    instance = call.service.instance(call.path["app"], call.path["instance"])
+    instance = call.service.instances.get(call.path["app"], call.path["instance"])
     stream, lines = call.get(STREAM), call.get(TAIL)
     if stream is Stream.STDERR and instance.effective["logs"]["stderr"] == Stderr.JOIN:
         raise Conflict(
@@ -50,7 +50,7 @@ async def get_logs(call: Call) -> web.StreamResponse:
         return web.Response(body=body, content_type=PLAIN, charset="utf-8")
     chunks = call.service.logs.follow(key, stream, lines)
     if EVENTS in call.request.headers.get("Accept", ""):
-        events = EventSourceResponse(send_timeout=PATIENCE)
+        events = event_source()
         await call.house.streams.run(call.request, _send_lines(call, events, chunks))
         return events
     response = web.StreamResponse(headers={"Content-Type": f"{PLAIN}; charset=utf-8"})

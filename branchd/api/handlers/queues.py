@@ -14,14 +14,14 @@ route = Routes()
 @route("GET", "/v1/apps/{app}/queues", scope=Scope.READ, returns={200: list[Queue]}, query=(*PAGE, NAME))
 async def list_queues(call: Call) -> web.Response:
     """The queues that the app declares. One that it does not declare means Celery's default."""
-    shown = [queue for queue in call.service.queues(call.path["app"]) if matches(call.get(NAME), queue.name)]
+    shown = [queue for queue in call.service.queues.list(call.path["app"]) if matches(call.get(NAME), queue.name)]
     return page(call, shown, lambda queue: (queue.name,))
 
 
 @route("GET", "/v1/apps/{app}/queues/{queue}", scope=Scope.READ, returns={200: Queue})
 async def get_queue(call: Call) -> web.Response:
     """One declaration."""
-    return answer(call.service.queue(call.path["app"], call.path["queue"]))
+    return answer(call.service.queues.get(call.path["app"], call.path["queue"]))
 
 
 @route(
@@ -34,12 +34,12 @@ async def get_queue(call: Call) -> web.Response:
 )
 async def put_queue(call: Call) -> web.Response:
     """Declares it, or declares it otherwise."""
-    queue, created = await call.service.put_queue(call.path["app"], call.path["queue"], call.body)
+    queue, created = await call.service.queues.put(call.path["app"], call.path["queue"], call.body)
     return answer(queue, 201, Location=call.request.rel_url.raw_path) if created else answer(queue)
 
 
 @route("DELETE", "/v1/apps/{app}/queues/{queue}", scope=Scope.ADMIN, returns={204: None})
 async def delete_queue(call: Call) -> web.Response:
     """Forgets the declaration; the broker's queue stays."""
-    await call.service.delete_queue(call.path["app"], call.path["queue"])
+    await call.service.queues.delete(call.path["app"], call.path["queue"])
     return nothing()

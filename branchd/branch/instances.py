@@ -1,0 +1,186 @@
+"""Use cases of instances: created, changed, started and stopped, waited for."""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from branchd.branch.fleet import Fleet, expect
+from branchd.branch.records import InstanceRecord, Put, ReplyRecord
+from branchd.branch.supervisor import Supervisor
+from branchd.core.access import Principal
+from branchd.core.errors import Conflict, Fault, Invalid, Unavailable
+from branchd.core.faults import SIGNALS, name_fault
+from branchd.core.lifecycle import State
+from branchd.core.spec import Wanted
+from branchd.core.values import Key, signal_number
+from branchd.wire import json
+from branchd.wire.resources import Instance
+from branchd.wire.spec import accept, patched
+
+#: seconds that the answer to a request with an Idempotency-Key is remembered
+REPLIES_KEPT = 24 * 3600.0
+
+
+class Instances:
+    def __init__(self, fleet: Fleet, replies: tuple[ReplyRecord, ...]) -> None:
+        self._fleet = fleet
+        self._replies = {(reply.principal, reply.key): reply for reply in replies}
+
+    def list(self, app: str | None = None) -> list[Instance]:
+        """By name; the same objects as long as nothing changed."""
+        if app is not None:
+            self._fleet.definitions.app(app)
+        supervisors = self._fleet.all() if app is None else self._fleet.of(app)
+        return [supervisor.view() for supervisor in sorted(supervisors, key=lambda supervisor: supervisor.key)]
+
+    def get(self, app: str, name: str) -> Instance:
+        return self._fleet.get(app, name).view()
+
+    async def create(
+        self, principal: Principal, app: str, body: Any, idempotency_key: str | None = None
+    ) -> tuple[Instance, bool]:
+        """The instance, and whether this call made it: False for the replay of an earlier one.
+
+        The body is a spec and, if it is to have one of the caller's choice, a name.
+        """
+        spec = _object(body)
+        name = spec.pop("name", None)
+        digest = hashlib.sha256(json.dumps([app, body])).hexdigest()
+        now = self._fleet.world.wall()
+        async with self._fleet.lock(app):
+            self._fleet.definitions.app(app)
+            if idempotency_key is not None and (reply := self._replies.get((principal.name, idempotency_key))):
+                if reply.digest != digest:
+                    raise Conflict("this Idempotency-Key was used for another request", "use a new key")
+                return self.get(reply.app, reply.instance), False
+            if name is None:
+                seed = secrets.token_hex(16) if idempotency_key is None else f"{principal.name}\0{idempotency_key}"
+                name = f"{app[:54]}-{hashlib.sha256(seed.encode()).hexdigest()[:8]}"
+            record = self._new(app, name, spec)
+            if idempotency_key is None:
+                supervisor = await self._fleet.add(record)
+            else:
+                reply = ReplyRecord(principal.name, idempotency_key, digest, now, app, name)
+                supervisor = await self._fleet.add(record, Put(reply))
+                self._replies[reply.principal, reply.key] = reply
+        return await self._begun(supervisor), True
+
+    def expire(self, before: float) -> None:
+        """Forgets answers that are older than `before`, seconds since 1970."""
+        self._replies = {key: reply for key, reply in self._replies.items() if reply.at > before}
+
+    def _new(self, app: str, name: Any, spec: Mapping[str, Any]) -> InstanceRecord:
+        """The record of a new instance; every fault of its name and of its spec at once."""
+        definitions = self._fleet.definitions
+        fault = (
+            name_fault(name, "/name", "instance name")
+            if isinstance(name, str)
+            else Fault("/name", f"{name!r:.60} is not text")
+        )
+        faults = [fault] if fault else []
+        raw = dict(spec)
+        try:
+            raw = accept(spec, {})
+            definitions.effective(definitions.app(app), raw)
+        except Invalid as invalid:
+            faults += invalid.faults
+        if faults:
+            raise Invalid(faults)
+        key = Key(app, name)
+        self._fleet.check_room(key)
+        return InstanceRecord(key, raw, 1, self._fleet.world.wall())
+
+    async def put(self, app: str, name: str, spec: Any, match: int | None = None) -> tuple[Instance, bool]:
+        """The instance, and whether it is new."""
+        given = _object(spec)
+        async with self._fleet.lock(app):
+            self._fleet.definitions.app(app)
+            supervisor = self._fleet.find(Key(app, name))
+            expect(supervisor.record if supervisor else None, match)
+            created = supervisor is None
+            if supervisor is None:
+                supervisor = await self._fleet.add(self._new(app, name, given))
+            else:
+                await self._fleet.write(supervisor, accept(given, dict(supervisor.record.spec)))
+        return await self._begun(supervisor), created
+
+    async def patch(self, app: str, name: str, patch: Any, match: int | None = None, restart: bool = False) -> Instance:
+        async with self._fleet.lock(app):
+            supervisor = self._fleet.get(app, name)
+            expect(supervisor.record, match)
+            await self._fleet.write(supervisor, patched(dict(supervisor.record.spec), patch))
+        if restart and supervisor.spec.wanted is Wanted.UP:
+            supervisor.restart()
+        return await self._begun(supervisor)
+
+    async def edit(self, app: str, name: str, change: Callable[[], Mapping[str, Any]]) -> None:
+        """A patch that depends on what the spec is at that moment."""
+        async with self._fleet.lock(app):
+            supervisor = self._fleet.get(app, name)
+            await self._fleet.write(supervisor, patched(dict(supervisor.record.spec), change()))
+
+    async def delete(self, app: str, name: str) -> None:
+        """Begins; it is gone when get() says so."""
+        async with self._fleet.lock(app):
+            await self._fleet.begin_delete(self._fleet.get(app, name))
+
+    async def start(self, app: str, name: str) -> Instance:
+        return await self._act(app, name, Wanted.UP, Supervisor.start)
+
+    async def stop(self, app: str, name: str) -> Instance:
+        return await self._act(app, name, Wanted.DOWN, Supervisor.stop)
+
+    async def restart(self, app: str, name: str) -> Instance:
+        """By its stop plan; one that does not run is started."""
+        return await self._act(app, name, Wanted.UP, Supervisor.restart)
+
+    async def _act(self, app: str, name: str, wanted: Wanted, action: Callable[[Supervisor], None]) -> Instance:
+        """What is wanted is remembered over the daemon's life, so it is committed first."""
+        async with self._fleet.lock(app):
+            supervisor = self._fleet.get(app, name)
+            if self._fleet.stopping and wanted is Wanted.UP:
+                raise Unavailable("this branch is stopping")
+            if supervisor.record.deleting:
+                raise Conflict(f"{supervisor.key} is being deleted")
+            if supervisor.spec.wanted is not wanted:
+                await self._fleet.write(supervisor, {**supervisor.record.spec, "wanted": wanted.value})
+            action(supervisor)
+        return await self._begun(supervisor)
+
+    async def signal(self, app: str, name: str, signal: str) -> Instance:
+        """To the main process alone. Conflict where there is none."""
+        supervisor = self._fleet.get(app, name)
+        if signal.removeprefix("SIG") not in SIGNALS:
+            raise Invalid([Fault("/signal", f"{signal[:20]!r} is not a signal", f"one of {', '.join(SIGNALS)}")])
+        if not supervisor.signal(signal_number(signal)):
+            raise Conflict(f"{supervisor.key} has no process", f"it is {supervisor.state}")
+        return supervisor.view()
+
+    async def wait(self, app: str, name: str, what: Literal["ready", "stopped", "gone"], seconds: float) -> bool:
+        """True when it came to that within so many seconds; False then, and as soon as it cannot any more."""
+        key = Key(app, name)
+        supervisor = self._fleet.find(key)
+        try:
+            async with asyncio.timeout(seconds):
+                while supervisor is not None and self._fleet.find(key) is supervisor:
+                    if what == "ready" and (supervisor.ready or supervisor.state in (State.FATAL, State.EXITED)):
+                        return supervisor.ready
+                    if what == "stopped" and supervisor.settled:
+                        return True
+                    await supervisor.changed()
+                return what != "ready"
+        except TimeoutError:
+            return False
+
+    async def _begun(self, supervisor: Supervisor) -> Instance:
+        """The instance as it is once what was asked of it has begun."""
+        await supervisor.idle()
+        return supervisor.view()
+
+
+def _object(body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise Invalid([Fault("", f"a spec is an object, not {type(body).__name__}")])
+    return dict(body)

@@ -1,0 +1,213 @@
+"""The daemon's configuration: which source wins, and that every fault is told at once, with its place."""
+
+import os
+import socket
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from branchd.cli import config as module
+from branchd.cli.config import KEYS, Auth, Branch, Config, Http, LogLevel, Mesh, load
+from branchd.core.access import Scope
+from branchd.core.errors import Invalid
+
+Flags = dict[tuple[str, str], Any]
+
+
+@pytest.fixture(autouse=True)
+def _no_machine_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module.places, "CONFIG", tmp_path / "absent.toml")
+
+
+def as_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+
+def faults(
+    text: str, tmp_path: Path, environment: dict[str, str] | None = None, flags: Flags | None = None
+) -> dict[str, str]:
+    """By place, the file's name left out."""
+    file = tmp_path / "branchd.toml"
+    file.write_text(text)
+    with pytest.raises(Invalid) as caught:
+        load(file, environment or {}, flags or {})
+    return {fault.pointer.replace(f"{file}: ", ""): f"{fault.detail}; {fault.hint}" for fault in caught.value.faults}
+
+
+def good(text: str, tmp_path: Path, environment: dict[str, str] | None = None, flags: Flags | None = None) -> Config:
+    file = tmp_path / "branchd.toml"
+    file.write_text(text)
+    return load(file, environment or {}, flags or {})
+
+
+def test_without_anything_said_root_gets_the_folders_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    branch = load(None, {}, {}).branch
+    assert (branch.state, branch.run, branch.logs) == (
+        Path("/var/lib/branchd"), Path("/run/branchd"), Path("/var/log/branchd"),
+    )  # fmt: skip
+    assert branch.name == socket.gethostname()
+    assert load(None, {}, {}).http.listen == ("127.0.0.1:8710", "unix:/run/branchd/api.sock")
+
+
+def test_logs_follow_a_state_that_was_moved() -> None:
+    assert load(None, {}, {("branch", "state"): "/srv/b"}).branch.logs == Path("/srv/b/logs")
+
+
+def test_without_anything_said_a_user_gets_their_own_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_user(monkeypatch)
+    branch = load(None, {"XDG_STATE_HOME": "/home/u/state", "XDG_RUNTIME_DIR": "/run/user/1"}, {}).branch
+    assert (branch.state, branch.run, branch.logs) == (
+        Path("/home/u/state/branchd"), Path("/run/user/1/branchd"), Path("/home/u/state/branchd/logs"),
+    )  # fmt: skip
+    assert load(None, {"XDG_STATE_HOME": "/s"}, {}).branch.run == Path("/s/branchd/run")
+
+
+def test_a_flag_beats_a_variable_beats_a_later_file_beats_the_first(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "10.toml").write_text('[branch]\nname = "d10"\nslots = 10\nrun = "/d10"\nlogs = "/d10"')
+    (tmp_path / "conf.d" / "20.toml").write_text("[branch]\nslots = 20\n")
+    (tmp_path / "conf.d" / "30.txt").write_text("not ours")
+    text = '[branch]\nname = "main"\nslots = 1\nstate = "/main"\nrun = "/main"\n'
+    found = good(text, tmp_path, {"BRANCHD_NAME": "variable", "BRANCHD_RUN": "/variable"}, {("branch", "name"): "flag"})
+    branch = found.branch
+    assert (branch.name, branch.run, branch.slots, branch.logs, branch.state) == (
+        "flag", Path("/variable"), 20, Path("/d10"), Path("/main"),
+    )  # fmt: skip
+    assert found.origins["branch", "name"] == "--name"
+    assert found.origins["branch", "run"] == "BRANCHD_RUN"
+    assert found.origins["branch", "slots"] == f"{tmp_path}/conf.d/20.toml: [branch].slots"
+
+
+def test_every_key_has_a_variable(tmp_path: Path) -> None:
+    for name in ("cert", "key", "mesh"):
+        (tmp_path / name).touch()
+    environment = {
+        "BRANCHD_NAME": "n", "BRANCHD_STATE": "/s", "BRANCHD_RUN": "/r", "BRANCHD_LOGS": "/l",
+        "BRANCHD_LABELS": "zone=a, disk=ssd", "BRANCHD_SLOTS": "7", "BRANCHD_MEMORY_RESERVE": "1GiB",
+        "BRANCHD_NODE_NAME": "{app}.{name}@x", "BRANCHD_LOG_LEVEL": "debug", "BRANCHD_LISTEN": ":80,unix:/a",
+        "BRANCHD_TLS_CERTIFICATE": str(tmp_path / "cert"), "BRANCHD_TLS_KEY": str(tmp_path / "key"),
+        "BRANCHD_ALLOWED_HOSTS": "a.example,b.example", "BRANCHD_INSECURE": "true", "BRANCHD_BODY_LIMIT": "2MiB",
+        "BRANCHD_SUPERVISOR_DOOR": "0", "BRANCHD_SOCKET_GROUP": "ops", "BRANCHD_ALLOW_USERS": "shop,mail",
+        "BRANCHD_DEFAULT_USER": "shop", "BRANCHD_PEER_SCOPE": "read", "BRANCHD_BROKER": "",
+        "BRANCHD_NEIGHBOURHOOD": "blue", "BRANCHD_KEY_FILE": str(tmp_path / "mesh"),
+    }  # fmt: skip
+    assert {f"BRANCHD_{key.upper()}" for keys in KEYS.values() for key in keys} == set(environment)
+    found = good("", tmp_path, environment)
+    assert found.branch == Branch(
+        "n",
+        Path("/s"),
+        Path("/r"),
+        Path("/l"),
+        {"zone": "a", "disk": "ssd"},
+        7,
+        1 << 30,
+        "{app}.{name}@x",
+        LogLevel.DEBUG,
+    )
+    assert found.http == Http(
+        (":80", "unix:/a"), tmp_path / "cert", tmp_path / "key", ("a.example", "b.example"), True, 2 << 20, False
+    )
+    assert found.auth == Auth("ops", ("shop", "mail"), "shop", Scope.READ)
+    assert found.mesh == Mesh(None, "blue", tmp_path / "mesh")
+
+
+@pytest.mark.parametrize(("section", "kind"), [("branch", Branch), ("http", Http), ("auth", Auth), ("mesh", Mesh)])
+def test_the_keys_of_a_section_are_the_fields_of_its_value(section: str, kind: type) -> None:
+    assert list(KEYS[section]) == [field.name for field in fields(kind)]
+
+
+def test_every_fault_of_every_source_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "broken.toml").write_text("= 3")
+    found = faults(
+        """
+        [branch]
+        nmae = "x"
+        name = "../x"
+        slots = "3"
+        labels = {"a b" = "c"}
+        memory_reserve = "2 goats"
+        node_name = "{app}@{host}"
+        state = 1979-05-27
+        [http]
+        listen = ["0.0.0.0:80", "nope", "unix:relative"]
+        tls_key = "nokey.pem"
+        body_limit = 3
+        allowed_hosts = ["a b"]
+        [auth]
+        allow_users = ["shop", "a b"]
+        default_user = "mail"
+        peer_scope = "god"
+        [mseh]
+        """,
+        tmp_path,
+        {"BRANCHD_INSECURE": "maybe", "BRANCHD_KEY_FILE": "/nonexistent/key"},
+        {("mesh", "neighbourhood"): "a/b", ("branch", "log_level"): "loud"},
+    )
+    assert set(found) == {
+        f"{tmp_path}/conf.d/broken.toml", "[branch].nmae", "[branch].name", "[branch].slots", "[branch].labels[a b]",
+        "[branch].memory_reserve", "[branch].node_name", "[branch].state", "[http].listen[0]", "[http].listen[1]",
+        "[http].tls_key", "[http].body_limit", "[http].allowed_hosts[0]", "[auth].allow_users[1]",
+        "[auth].default_user", "[auth].peer_scope", "[mseh]", "BRANCHD_INSECURE", "BRANCHD_KEY_FILE", "--neighbourhood",
+        "--log-level",
+    }  # fmt: skip
+    assert "did you mean name?" in found["[branch].nmae"]
+    assert "did you mean mesh?" in found["[mseh]"]
+    assert "no TLS" in found["[http].listen[0]"]
+    assert "cannot be read" in found["[http].tls_key"]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ('[mesh]\nbroker = "amqp://h"', "[mesh].broker", "cannot join a neighbourhood"),
+        ("[http]\nsupervisor_door = true", "[http].supervisor_door", "no supervisor door"),
+        ("[apps.shop]\nx = 1", "[apps]", "no definitions from files"),
+        ("branch = 3", "branch", "is a section"),
+        ("[http]\nlisten = []", "[http].listen", "no address"),
+        (f'[http]\nlisten = ["unix:/{"x" * 120}"]', "[http].listen[0]", "107 bytes"),
+        ('[branch]\nstate = "/etc/passwd"', "[branch].state", "not a folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(text: str, place: str, words: str, tmp_path: Path) -> None:
+    found = faults(text, tmp_path)
+    assert list(found) == [place]
+    assert words in found[place]
+
+
+def test_tls_or_a_deliberate_word_opens_other_addresses(tmp_path: Path) -> None:
+    (tmp_path / "pem").touch()
+    pair = 'tls_certificate = "pem"\ntls_key = "pem"'  # below the file's own folder
+    assert good(f'[http]\nlisten = ["0.0.0.0:80"]\n{pair}', tmp_path).http.tls_key == tmp_path / "pem"
+    assert good('[http]\nlisten = ["0.0.0.0:80"]\ninsecure = true', tmp_path).http.insecure
+    assert good('[http]\nlisten = ["[::1]:80", "localhost:80", "127.9.9.9:0"]', tmp_path).http.insecure is False
+
+
+def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(Invalid) as caught:
+        load(tmp_path / "none.toml", {}, {})
+    assert [fault.pointer for fault in caught.value.faults] == [f"{tmp_path}/none.toml"]
+
+
+def test_the_packaged_configuration_holds() -> None:
+    file = Path(__file__).parents[2] / "deploy" / "branchd.toml"
+    found = load(file, {}, {})
+    assert found.auth.default_user == "branchd"
+    assert found.auth.allow_users == ("branchd",)
+
+
+def test_the_packaged_configuration_names_every_key(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "deploy" / "branchd.toml").read_text()
+    for keys in KEYS.values():
+        for key in keys:
+            assert f"\n{key} = " in text or f"\n#{key} = " in text, key
+
+
+def test_the_documentation_names_every_key_and_variable() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    for keys in KEYS.values():
+        for key in keys:
+            assert f"| `{key}` | `BRANCHD_{key.upper()}` |" in text

@@ -1,0 +1,87 @@
+"""branchctl on a real terminal, and at the end of a pipe that breaks."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.running_daemon import RunningDaemon
+from tests.waiting import until_sync
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+PROGRAM = [sys.executable, "-c", "from branchd.cli.control import main; main()"]
+
+
+class Terminal:
+    """Runs branchctl on a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._reading, writing = pty.openpty()
+        self.process = subprocess.Popen(
+            [*PROGRAM, *arguments], stdin=writing, stdout=writing, stderr=writing, start_new_session=True
+        )
+        os.close(writing)
+        self.shown = ""
+
+    def read_until(self, words: str) -> None:
+        until_sync(lambda: words in self._read(), 20, f"{words} is shown")
+
+    def end(self) -> int:
+        until_sync(lambda: self._read() and self.process.poll() is not None, 20, "it ends")
+        self._read()
+        os.close(self._reading)
+        return self.process.returncode
+
+    def _read(self) -> str:
+        os.set_blocking(self._reading, False)
+        try:
+            while piece := os.read(self._reading, 65536):
+                self.shown += piece.decode().replace("\r\n", "\n")
+        except OSError:  # nothing yet, or the other end is closed
+            pass
+        return self.shown
+
+
+@pytest.fixture
+def url(daemon: RunningDaemon) -> Iterator[str]:
+    def call(*arguments: str) -> None:
+        subprocess.run([*PROGRAM, "--url", daemon.url, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    call("app", "set", "shop", "--", "sh", "-c", r"printf 'hi\033[2J\n'; sleep 1000")
+    call("create", "shop", "a-name-that-is-rather-long-for-a-terminal-of-80-columns")
+    yield daemon.url
+    call("app", "rm", "shop", "--cascade")
+
+
+def test_a_table_has_colours_and_never_cuts_a_name(url: str) -> None:
+    terminal = Terminal("--url", url, "ps", "-o", "wide")
+    assert terminal.end() == 0
+    assert COLOUR.search(terminal.shown)
+    assert "shop:a-name-that-is-rather-long-for-a-terminal-of-80-columns" in terminal.shown
+    assert "RUNNING" in terminal.shown
+    assert "…" not in terminal.shown
+
+
+def test_a_log_cannot_drive_the_terminal_and_interrupting_it_is_quiet(url: str) -> None:
+    terminal = Terminal("--url", url, "logs", "-f", "shop:*")
+    terminal.read_until("hi")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == 130
+    assert terminal.shown == "hi\\x1b[2J\n"
+
+
+def test_a_reader_that_goes_away_ends_it_without_words(url: str) -> None:
+    process = subprocess.Popen(
+        [*PROGRAM, "--url", url, "ps"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(20) == 1
+    process.stderr.close()

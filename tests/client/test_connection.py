@@ -1,0 +1,160 @@
+"""What a client makes of answers, good and bad, that a server writes byte by byte."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from branchd.client import ApiProblem, BranchdClient, Unreachable
+from branchd.client.connection import endpoint
+
+
+@asynccontextmanager
+async def serving(answer: Callable[[bytes], bytes], *, hang: bool = False) -> AsyncIterator[str]:
+    """The URL of a server that answers each request's head with these bytes, and hangs up unless it is to hang."""
+    done = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(await reader.readuntil(b"\r\n\r\n")))
+        await writer.drain()
+        if hang:
+            await done.wait()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        done.set()
+
+
+def plain(body: bytes, status: str = "200 OK", kind: str = "application/json") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        plain(b'{"scope": "read"}'),
+        b"HTTP/1.1 100 Continue\r\n\r\n" + plain(b'{"scope": "read"}'),
+        b'HTTP/1.1 200\r\nContent-Type: application/json\r\n\r\n{"scope": "read"}',
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b'8;x=y\r\n{"scope"\r\n9\r\n: "read"}\r\n0\r\n\r\n',
+    ],
+    ids=["length", "notice before", "until the end", "chunked"],
+)
+async def test_an_answer_is_read_however_it_is_framed(answer: bytes) -> None:
+    async with serving(lambda _: answer) as url:
+        assert await BranchdClient(url).whoami() == {"scope": "read"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "closed before"),
+        (b"HTTP/1.1 200 OK\r\nContent-", "closed before"),
+        (plain(b'{"scope": "read"}')[:-3], "closed before"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{", "closed before"),
+        (b"SSH-2.0-OpenSSH_9\r\n\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnine\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 3 + b"Y: " + b"y" * 100_000, "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\n" + b"".join(b"X%d: y\r\n" % n for n in range(1000)) + b"\r\n", "does not speak HTTP"),
+    ],
+)
+async def test_an_answer_that_is_not_whole_is_told_apart_from_a_refusal(answer: bytes, reason: str) -> None:
+    async with serving(lambda _: answer) as url:
+        with pytest.raises(Unreachable, match=reason):
+            await BranchdClient(url).whoami()
+
+
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"], ids=["nothing", "half"])
+async def test_a_server_that_hangs_is_given_up(begun: bytes) -> None:
+    async with serving(lambda _: begun, hang=True) as url:
+        with pytest.raises(Unreachable, match="no answer within"):
+            await BranchdClient(url, timeout=0.05).whoami()
+
+
+async def test_a_refusal_tells_every_field() -> None:
+    document = {
+        "type": "urn:branchd:problem:invalid", "title": "Fields are invalid", "status": 422, "detail": "1 field is",
+        "hint": "try again", "errors": [{"pointer": "/pool", "detail": "unknown"}],
+    }  # fmt: skip
+    body = json.dumps(document).encode()
+    async with serving(lambda _: plain(body, "422 No", "application/problem+json")) as url:
+        with pytest.raises(ApiProblem) as caught:
+            await BranchdClient(url).put_app("shop", {})
+    problem = caught.value
+    assert (problem.status, problem.type, problem.detail) == (422, "urn:branchd:problem:invalid", "1 field is")
+    assert (problem.title, problem.hint, problem.errors[0].pointer) == ("Fields are invalid", "try again", "/pool")
+
+
+@pytest.mark.parametrize(
+    "answer", [plain(b"<h1>", "502 Bad", "text/html"), plain(b"{", "502 Bad"), plain(b"[]", "502 Bad")]
+)
+async def test_a_refusal_by_something_else_is_told_by_its_status(answer: bytes) -> None:
+    async with serving(lambda _: answer) as url:
+        with pytest.raises(ApiProblem, match="502") as caught:
+            await BranchdClient(url).whoami()
+    assert caught.value.status == 502
+
+
+async def test_a_list_is_fetched_page_by_page_and_tells_what_is_missing_of_it() -> None:
+    asked = []
+
+    def answer(request: bytes) -> bytes:
+        asked.append(request.split(b" ")[1].decode())
+        last = "cursor" in asked[-1]
+        page = {"items": [len(asked)], "next": None if last else "a b", "partial": last, "unreachable": ["web2"] * last}
+        return plain(json.dumps(page).encode())
+
+    async with serving(answer) as url:
+        found = await BranchdClient(url).apps()
+    assert found == {"items": [1, 2], "next": None, "partial": True, "unreachable": ["web2"]}
+    assert asked == ["/v1/apps?limit=1000", "/v1/apps?limit=1000&cursor=a+b"]
+
+
+async def test_what_is_sent_cannot_break_out_of_its_place() -> None:
+    heads = []
+
+    def answer(request: bytes) -> bytes:
+        heads.append(request.decode())
+        return plain(b"{}")
+
+    async with serving(answer) as url:
+        await BranchdClient(url, "secret").queue("a/../b", "x?y\r\nHost: z")
+    line, *headers = heads[0].split("\r\n")
+    assert line == "GET /v1/apps/a%2F..%2Fb/queues/x%3Fy%0D%0AHost%3A%20z HTTP/1.1"
+    assert [header for header in headers if header.startswith("Host")] == [f"Host: {url.removeprefix('http://')}"]
+    assert "Authorization: Bearer secret" in headers
+
+
+async def test_events_are_read_across_pieces_comments_and_resets() -> None:
+    stream = (
+        b": hello\n\nid: 7\nevent: reset\ndata: {\"last\": 7}\n\n: ping\r\n\r\n"
+        b"id: 8\r\nevent: instance.state\r\ndata: {\"id\": 8,\r\ndata: \"type\": \"instance.state\"}\r\n\r\n"
+        b"data: {\"cut"
+    )  # fmt: skip
+    chunks = b"".join(
+        b"%x\r\n%b\r\n" % (len(part), part) for part in (stream[i : i + 7] for i in range(0, len(stream), 7))
+    )
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(lambda _: head + chunks + b"0\r\n\r\n") as url:
+        found = [event async for event in BranchdClient(url).events(3)]
+    assert found == [{"type": "reset", "id": 7}, {"id": 8, "type": "instance.state"}]
+
+
+async def test_nobody_there_is_told_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="no socket"):
+        await BranchdClient(f"unix:{tmp_path}/api.sock").whoami()
+    with pytest.raises(Unreachable, match="nobody listens"):
+        await BranchdClient("http://127.0.0.1:1").whoami()
+
+
+@pytest.mark.parametrize(
+    "url", ["", "host:80", "ftp://host", "http://", "unix:relative", "http://h/path", "http://u:p@h", "http://h:99999"]
+)
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        endpoint(url)
