@@ -6,7 +6,7 @@ BIN := .venv/bin
 ARGS ?=
 
 #: systemd boots in namespaces for the tests of deploy/; the brokers are started by the tests themselves, on loopback
-PACKAGES := curl dbus iproute2 rabbitmq-server redis-server systemd util-linux
+PACKAGES := curl dbus iproute2 openssl rabbitmq-server redis-server systemd util-linux
 
 .PHONY: help demo test faults soak check lint types rooms docs bench lock clean
 

@@ -1,9 +1,8 @@
 """Answers that take long: bounded in number, ended when the client goes or the server stops, dropped when not read."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, TypeVar, cast
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
@@ -77,11 +76,6 @@ async def write(response: web.StreamResponse, data: bytes) -> None:
     """TimeoutError when the client does not read."""
     async with asyncio.timeout(PATIENCE):
         await response.write(data)
-
-
-def closing(items: AsyncIterator[T]) -> AbstractAsyncContextManager[AsyncIterator[T]]:
-    """Lets the items' source clean up at once, not when it is collected: the ports' iterators are generators."""
-    return aclosing(cast(AsyncGenerator[T, None], items))
 
 
 def _abort(request: web.Request) -> None:

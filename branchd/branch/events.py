@@ -4,7 +4,7 @@ Ids are given here and committed with the change that they tell of, so a reader 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +69,7 @@ class EventLog:
         with suppress(asyncio.QueueFull):
             subscriber.queue.put_nowait(None)
 
-    async def subscribe(self, after: int | None = None) -> AsyncIterator[EventRecord | Reset]:
+    async def subscribe(self, after: int | None = None) -> AsyncGenerator[EventRecord | Reset, None]:
         """Events with an id above `after` (None: from now on), as they come.
 
         Reset comes first when `after` is too old or from another log. Ends at shutdown, and for a reader that lags more

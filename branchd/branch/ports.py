@@ -3,7 +3,7 @@
 The adapters and the fakes under tests/ pass the same conformance suites (tests/adapters/conformance_*.py).
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -81,7 +81,7 @@ class LogFiles(Protocol):
     async def tail(self, key: Key, stream: Stream, lines: int) -> bytes:
         """The last lines, over archives too; empty when nothing was ever written."""
 
-    def follow(self, key: Key, stream: Stream, lines: int) -> AsyncIterator[bytes]:
+    def follow(self, key: Key, stream: Stream, lines: int) -> AsyncGenerator[bytes, None]:
         """The last lines, then what is appended, as it comes, until the caller stops asking."""
 
 

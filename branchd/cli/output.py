@@ -112,10 +112,9 @@ def _terminal_table(titles: list[str], rows: list[list[str]]) -> None:
     table.add_column(titles[-1], overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    # Names and numbers are never cut: where the terminal is too narrow its own lines wrap, and only the last column folds.
-    widths = [max(map(len, column)) + 3 for column in zip(titles[:-1], *(row[:-1] for row in rows), strict=True)]
-    console = Console()
-    console.print(table, width=max(console.width, sum(widths) + _LAST_COLUMN), crop=False, soft_wrap=True)
+    # Names and numbers are never cut: a terminal that is too narrow wraps the line, and only the last column folds.
+    least = sum(max(map(len, column)) + 3 for column in zip(titles[:-1], *(row[:-1] for row in rows), strict=True))
+    Console(width=max(Console().width, least + _LAST_COLUMN)).print(table)
 
 
 def _yaml(value: Any) -> list[str]:

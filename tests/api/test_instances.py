@@ -189,7 +189,7 @@ async def test_a_wait_does_not_hold_the_stop_of_the_server(
 ) -> None:
     house.processes.missing.add("sleep")
     waiting = asyncio.create_task(shop("PUT", f"{WEB}?wait=1h", {"restart": {"floor": 60}}))
-    await until(branch.instances)
+    await until(branch.instances.list)
     async with asyncio.timeout(10):
         await server.stop()
         assert (await waiting).status == 201

@@ -48,7 +48,9 @@ class Demo:
 
     def leaves(self) -> list[str]:
         """Files and processes."""
-        return [str(path) for path in self.folder.iterdir()] + [f"process {pid}" for pid in processes_of(self.folder)]
+        return [str(path) for path in self.folder.iterdir()] + [
+            f"process {pid}: {_arguments(pid)}" for pid in processes_of(self.folder)
+        ]
 
 
 def processes_of(folder: Path) -> list[int]:

@@ -1,6 +1,7 @@
 """The event stream: what happens on the branch, with ids to resume after."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
@@ -8,7 +9,7 @@ from aiohttp_sse import EventSourceResponse
 from branchd.api.encoded import encoded
 from branchd.api.parameters import Parameter, Unfit, text, whole
 from branchd.api.routing import Call, Routes, Text
-from branchd.api.streams import closing, event_source, write
+from branchd.api.streams import event_source, write
 from branchd.branch.events import Reset
 from branchd.branch.records import EventRecord
 from branchd.core.access import Scope
@@ -67,9 +68,11 @@ def _after(call: Call) -> int | None:
         raise Invalid([Fault(f"{LAST_EVENT_ID}:", error.detail, error.hint)]) from None
 
 
-async def _send_events(call: Call, response: EventSourceResponse, items: AsyncIterator[EventRecord | Reset]) -> None:
+async def _send_events(
+    call: Call, response: EventSourceResponse, items: AsyncGenerator[EventRecord | Reset, None]
+) -> None:
     await response.prepare(call.request)
-    async with response, closing(items):
+    async with response, aclosing(items):
         async for item in items:
             if isinstance(item, Reset):
                 await response.send(encoded({"last": item.last}).decode(), id=str(item.last), event="reset")
@@ -77,9 +80,11 @@ async def _send_events(call: Call, response: EventSourceResponse, items: AsyncIt
                 await response.send(encoded(_shown(item)).decode(), id=str(item.id), event=item.type)
 
 
-async def _send_lines(call: Call, response: web.StreamResponse, items: AsyncIterator[EventRecord | Reset]) -> None:
+async def _send_lines(
+    call: Call, response: web.StreamResponse, items: AsyncGenerator[EventRecord | Reset, None]
+) -> None:
     await response.prepare(call.request)
-    async with closing(items):
+    async with aclosing(items):
         async for item in items:
             if isinstance(item, Reset):
                 await write(response, encoded({"id": item.last, "type": "reset"}) + b"\n")

@@ -1,13 +1,14 @@
 """The output of instances: its last lines, and what comes."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
 from branchd.api.parameters import FLAG, Parameter, one_of, whole
 from branchd.api.routing import Call, Routes, Text
-from branchd.api.streams import closing, event_source, write
+from branchd.api.streams import event_source, write
 from branchd.core.access import Scope
 from branchd.core.errors import Conflict
 from branchd.core.spec import Stderr
@@ -58,16 +59,16 @@ async def get_logs(call: Call) -> web.StreamResponse:
     return response
 
 
-async def _send(call: Call, response: web.StreamResponse, chunks: AsyncIterator[bytes]) -> None:
+async def _send(call: Call, response: web.StreamResponse, chunks: AsyncGenerator[bytes, None]) -> None:
     await response.prepare(call.request)
-    async with closing(chunks):
+    async with aclosing(chunks):
         async for chunk in chunks:
             await write(response, chunk)
 
 
-async def _send_lines(call: Call, response: EventSourceResponse, chunks: AsyncIterator[bytes]) -> None:
+async def _send_lines(call: Call, response: EventSourceResponse, chunks: AsyncGenerator[bytes, None]) -> None:
     await response.prepare(call.request)
-    async with response, closing(chunks):
+    async with response, aclosing(chunks):
         rest = b""
         async for chunk in chunks:
             *lines, rest = (rest + chunk).split(b"\n")
