@@ -123,8 +123,8 @@ def _on_signals(service: Service, stopping: asyncio.Event) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    # A terminal that closes is no reason to stop anything.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # A terminal that closes is no reason to stop anything. Not SIG_IGN: what we start would inherit that.
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
 
 
 def _watchdog(notifier: Notifier) -> None:

@@ -29,7 +29,7 @@ async def test_a_stopped_worker_is_hung_and_replaced(branch: RunningBranch, rabb
 
     reasons: dict[str, str] = {}
     async for event in client.events(after):
-        if event["data"].get("to") == "STOPPING":
+        if event["data"].get("reason"):
             reasons[event["instance"]] = event["data"]["reason"]
         if len(reasons) == len(POOLS):
             break

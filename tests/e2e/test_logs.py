@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 import sys
-from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,23 @@ from tests.e2e.branch import RunningBranch
 from tests.e2e.test_survival import SEED
 from tests.waiting import until
 
-#: argv: a named pipe, and how many lines of 100 bytes are written for each byte that comes through it
+#: argv: a named pipe; writes 100 MB as lines of 100 bytes, each by itself, at some 10 MB a second, once it is told to
 WRITER = """
-import os, sys
-go, together, written = os.open(sys.argv[1], os.O_RDWR), int(sys.argv[2]), 0
-while os.read(go, 1) == b"+":
-    for number in range(written, written + together):
+import os, sys, time
+os.read(os.open(sys.argv[1], os.O_RDONLY), 1)
+for first in range(0, 1_000_000, 1_000):
+    for number in range(first, first + 1_000):
         os.write(1, b"%099d\\n" % number)
-    written += together
+    time.sleep(0.008)
 """
+
+#: lines that it writes
+TOTAL = 1_000_000
 
 #: an archive is made of this many bytes at most
 ROTATE_AT = 1 << 20
 
+#: nothing is deleted
 LOGS = {"rotate_at": ROTATE_AT, "keep": 10_000}
 
 
@@ -40,108 +43,90 @@ def lines(start: int, stop: int) -> bytes:
 class Writer:
     """shop:writer, and what it has written."""
 
-    def __init__(self, branch: RunningBranch, together: int) -> None:
+    def __init__(self, branch: RunningBranch) -> None:
         self._branch = branch
-        self._together = together
         self._pipe = branch.folder / "go"
         os.mkfifo(self._pipe)
-        self._descriptor = os.open(self._pipe, os.O_RDWR)  # held: what is written waits till the program reads it
-        self.expected = 0  #: lines
 
     @property
     def folder(self) -> Path:
         return self._branch.folder / "state/logs/shop/writer"
 
-    async def create(self) -> None:
-        command = [sys.executable, "-c", WRITER, str(self._pipe), str(self._together)]
+    async def start(self) -> None:
+        """Returns when it has begun to write."""
+        command = [sys.executable, "-c", WRITER, str(self._pipe)]
         body = {"name": "writer", "command": command, "logs": LOGS, "restart": {"policy": "never"}}
         await self._branch.client.create_instance("shop", body, wait=30)
+        self._pipe.write_bytes(b"+")
+        live = self.folder / "stdout.log"
+        await until(lambda: live.stat().st_size > 3 * ROTATE_AT, 30)
 
-    def go(self) -> None:
-        os.write(self._descriptor, b"+")
-        self.expected += self._together
-
-    async def finish(self) -> None:
-        """Waits till it has written all and ended."""
-        os.write(self._descriptor, b".")
+    async def finished(self) -> None:
+        """Returns when it has written all and ended."""
         status = await self._branch.state("shop", "writer", "EXITED", 120)
         assert status["restarts"] == 0
-
-    def close(self) -> None:
-        os.close(self._descriptor)
 
     def archives(self) -> list[Path]:
         return sorted(path for path in self.folder.iterdir() if path.name.startswith("stdout.log."))
 
-    def written(self) -> Iterator[bytes]:
-        """All files, in order; the names tell where each begins."""
-        position = 0
+    def written(self) -> bytes:
+        """All files, in order; their names tell where each begins."""
+        written = bytearray()
         for path in self.archives():
-            assert path.name == Archive(position).name("stdout.log"), "an archive is missing, or one is half done"
-            data = path.read_bytes()
-            assert len(data) <= ROTATE_AT
-            position += len(data)
-            yield data
+            assert path.name == Archive(len(written)).name("stdout.log"), "one is missing, or is left half done"
+            assert path.stat().st_size <= ROTATE_AT
+            written += path.read_bytes()
         with (self.folder / "stdout.log").open("rb") as live:
             live.seek(first_data(live.fileno()))
-            yield live.read()
+            return bytes(written + live.read())
 
 
 @pytest.fixture
-async def writer(branch: RunningBranch) -> Any:
-    """Writes 20 MB each time it is told to."""
+async def writer(branch: RunningBranch) -> Writer:
     await branch.client.put_app("shop", {"kind": "command"})
-    writer = Writer(branch, 200_000)
-    await writer.create()
-    yield writer
-    writer.close()
+    return Writer(branch)
 
 
-async def test_a_hundred_megabytes_are_exact_over_archives_and_live_file(branch: RunningBranch, writer: Writer) -> None:
-    for _ in range(5):
-        writer.go()
-    await writer.finish()
-    assert len(writer.archives()) >= 10, "rotated while it was written"
-    assert b"".join(writer.written()) == lines(0, 1_000_000)
+async def text(branch: RunningBranch, name: str, **query: Any) -> bytes:
+    return b"".join([piece async for piece in branch.client.logs("shop", name, **query)])
+
+
+async def test_a_hundred_megabytes_are_exact_over_archives_and_live_file_and_to_a_follower(
+    branch: RunningBranch, writer: Writer
+) -> None:
+    await writer.start()
+    await branch.client.patch_instance("shop", "writer", {"logs": {"keep": 9_999}})  # it looks at once
+    received = bytearray()
+    async with aclosing(branch.client.logs("shop", "writer", tail=1, follow=True)) as stream:
+        async for piece in stream:
+            received += piece
+            if received.endswith(b"%099d\n" % (TOTAL - 1)):
+                break
+    await writer.finished()
+    assert len(writer.archives()) >= 20, "rotated while it was written"
+    assert writer.written() == lines(0, TOTAL)
+    came = int(received[:99])  # the line after which the follower came
+    assert came < TOTAL // 2
+    assert received == lines(came, TOTAL)
+    for count in (0, 1, 7, 10_000):
+        assert await text(branch, "writer", tail=count) == lines(TOTAL - count, TOTAL)
 
 
 async def test_so_are_they_when_the_daemon_is_killed_again_and_again_while_it_rotates(
     branch: RunningBranch, writer: Writer
 ) -> None:
     chance = random.Random(SEED)
+    await writer.start()
     for _ in range(5):
-        rotated = len(writer.archives())
-        writer.go()
-        await until(lambda before=rotated: len(writer.archives()) > before, 60, "it to rotate")
-        await asyncio.sleep(chance.uniform(0, 0.2))  # the random moment, within or between two turns
         branch.kill()
+        rotated = len(writer.archives())
         await branch.start()
-    await writer.finish()
-    assert b"".join(writer.written()) == lines(0, 1_000_000), f"BRANCHD_TEST_SEED={SEED}"
-
-
-async def test_following_over_http_is_exact_while_it_is_rotated(branch: RunningBranch, writer: Writer) -> None:
-    received = bytearray()
-    writer.go()
-    async with aclosing(branch.client.logs("shop", "writer", tail=10_000, follow=True)) as stream:
-        first = await anext(stream)
-        start = int(first.split(b"\n", 1)[0])  # where the follower came in
-        received += first
-        writer.go()
-        async for piece in stream:
-            received += piece
-            if len(received) >= (400_000 - start) * 100:
-                break
-    assert len(writer.archives()) >= 2, "rotated while it was followed"
-    assert bytes(received) == lines(start, 400_000)
-
-
-async def test_the_tail_is_the_end_of_what_was_written_across_archives(branch: RunningBranch, writer: Writer) -> None:
-    writer.go()
-    await writer.finish()
-    for count in (0, 1, 7, 10_000):
-        tail = b"".join([piece async for piece in branch.client.logs("shop", "writer", tail=count)])
-        assert tail == lines(200_000 - count, 200_000)
+        await until(lambda before=rotated: len(writer.archives()) > before, 30, "it to rotate")
+        assert (await branch.status("shop", "writer"))["state"] == "RUNNING"
+        await asyncio.sleep(chance.uniform(0, 0.3))  # the random moment, within or between two turns
+    await writer.finished()
+    assert writer.written() == lines(0, TOTAL), f"BRANCHD_TEST_SEED={SEED}"
+    assert await text(branch, "writer", tail=10_000) == lines(TOTAL - 10_000, TOTAL)
 
 
 async def test_output_goes_on_in_the_same_log_after_a_crash(branch: RunningBranch) -> None:
@@ -154,7 +139,7 @@ async def test_output_goes_on_in_the_same_log_after_a_crash(branch: RunningBranc
     await branch.client.create_instance("shop", body)
     status = await branch.state("shop", "w", "FATAL")
     assert status["last_exit"]["code"] == 3
-    assert b"".join([piece async for piece in branch.client.logs("shop", "w")]) == b"run\n" * 3
+    assert await text(branch, "w") == b"run\n" * 3
 
 
 async def test_standard_error_is_joined_in_order_or_has_a_file_of_its_own(branch: RunningBranch) -> None:
@@ -164,23 +149,8 @@ async def test_standard_error_is_joined_in_order_or_has_a_file_of_its_own(branch
         await branch.client.create_instance("shop", {"name": name, "command": command, "logs": {"stderr": stderr}})
         await branch.state("shop", name, "EXITED")
 
-    async def text(name: str, stream: str) -> bytes:
-        return b"".join([piece async for piece in branch.client.logs("shop", name, stream=stream)])
-
-    assert await text("joined", "stdout") == b"one\ntwo\nthree\n"
-    assert (await text("apart", "stdout"), await text("apart", "stderr")) == (b"one\nthree\n", b"two\n")
+    assert await text(branch, "joined") == b"one\ntwo\nthree\n"
+    assert (await text(branch, "apart"), await text(branch, "apart", stream="stderr")) == (b"one\nthree\n", b"two\n")
     with pytest.raises(ApiProblem, match="joined") as refused:
-        await text("joined", "stderr")
+        await text(branch, "joined", stream="stderr")
     assert refused.value.status == 409
-
-
-async def test_a_program_that_writes_goes_on_while_no_daemon_is_there(branch: RunningBranch, writer: Writer) -> None:
-    writer.go()
-    branch.kill()
-    size = (writer.folder / "stdout.log").stat
-    await until(lambda: not writer.archives() or size().st_size >= 0)
-    before = sum(map(len, writer.written()))
-    await until(lambda: sum(map(len, writer.written())) >= max(before, 20_000_000), 60, "it to write all")
-    await branch.start()
-    await writer.finish()
-    assert b"".join(writer.written()) == lines(0, 200_000)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import secrets
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ async def test_the_password_of_the_broker_appears_nowhere(branch: RunningBranch,
         seen.append(event)
         if event["id"] == last:
             break
-    shown = [await branchctl(branch, "show", "shop:first", *form) for form in ((), ("-o", "json"))]
+    shown = [await branchctl(branch, "show", "shop:second", *form) for form in ((), ("-o", "json"))]
 
     assert "***" in json.dumps(seen) or "hidden" in json.dumps(seen)
     for place, text in {
@@ -77,7 +78,8 @@ def command_lines() -> str:
 
 async def branchctl(branch: RunningBranch, *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "branchd.cli.control", "--url", f"unix:{branch.socket}", *arguments,
+        Path(sys.executable).with_name("branchctl"), "--url", f"unix:{branch.socket}", *arguments,
+        env={name: value for name, value in os.environ.items() if not name.startswith("BRANCHD_")},
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     output, _ = await process.communicate()

@@ -101,6 +101,16 @@ def test_an_interrupted_tour_cleans_up(place: Path, tmp_path: Path, number: sign
     assert demo.leaves() == []
 
 
+def test_a_second_interrupt_kills_what_still_runs(place: Path, tmp_path: Path) -> None:
+    demo = Demo(place, tmp_path / "output", "--exit")
+    demo.comes_to("shop:mail-1  RUNNING")
+    demo.process.send_signal(signal.SIGINT)
+    demo.comes_to("cleaning up")
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.ends() == 130, demo.output
+    assert demo.leaves() == []
+
+
 def test_a_tour_whose_daemon_dies_fails_and_cleans_up(place: Path, tmp_path: Path) -> None:
     demo = Demo(place, tmp_path / "output", "--exit")
     demo.comes_to("shop:mail-1  RUNNING")

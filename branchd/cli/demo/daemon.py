@@ -1,5 +1,6 @@
 """The demo's daemon: a real `branchd run` as a process of its own, in folders of its own, that can be killed."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ class Daemon:
         self.socket = folder / "run" / "api.sock"
         self.client = BranchdClient(f"unix:{self.socket}")
         self._process: subprocess.Popen[bytes] | None = None
+        self._answered = False
 
     @property
     def pid(self) -> int:
@@ -31,6 +33,7 @@ class Daemon:
         began = time.monotonic()
         self._launch()
         await until(self._ready, PATIENCE, "the daemon to answer")
+        self._answered = True
         return time.monotonic() - began
 
     def _launch(self) -> None:
@@ -62,13 +65,22 @@ class Daemon:
         self._process.wait()
 
     def stop(self) -> int:
-        """TERM, which stops every instance by its stop plan; the exit code, 0 where there is nothing to stop."""
-        if self._process is None or self._process.poll() is not None:
+        """TERM, which stops every instance by its stop plan; the exit code, 0 where there is nothing to stop.
+
+        Ctrl-C meanwhile, or one that takes too long: what still runs is killed.
+        """
+        if not self._answered or self._process is None:
             return 0
+        if self._process.poll() is not None:
+            # What a daemon that crashed has left running, the next one adopts and can stop.
+            try:
+                asyncio.run(self.start())
+            except Failed:
+                return self._process.returncode or 1
         self._process.send_signal(signal.SIGTERM)
         try:
             return self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
             for _ in range(2):  # the second INT kills what still runs
                 self._process.send_signal(signal.SIGINT)
             return self._process.wait(PATIENCE)

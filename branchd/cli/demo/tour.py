@@ -212,7 +212,12 @@ class Tour:
             sys.executable, "-c", SEND, json.dumps([queue, jobs]), cwd=self._daemon.folder, env=env,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        output, errors = await sender.communicate()
+        try:
+            output, errors = await sender.communicate()
+        finally:
+            if sender.returncode is None:  # the tour was interrupted
+                sender.kill()
+                await sender.wait()
         if sender.returncode != 0:
             raise Failed(f"the tasks did not come back:\n{errors.decode(errors='replace')[-2000:]}")
         return json.loads(output)
