@@ -38,7 +38,8 @@ class _Subscriber:
 class EventLog:
     def __init__(self, store: Store, last: int) -> None:
         self._store = store
-        self.last = last  #: highest id given so far
+        self._given = last  #: highest id given so far
+        self.last = last  #: highest id told so far: what is up to it is in the store
         self._subscribers: set[_Subscriber] = set()
         self._closed = False
 
@@ -46,10 +47,11 @@ class EventLog:
         self, at: float, type: str, app: str | None, instance: str | None, data: Mapping[str, Any]
     ) -> EventRecord:
         """The event with its id; to be committed, then published."""
-        self.last += 1
-        return EventRecord(self.last, at, type, app, instance, data)
+        self._given += 1
+        return EventRecord(self._given, at, type, app, instance, data)
 
     def publish(self, events: list[EventRecord]) -> None:
+        self.last = max([self.last, *(event.id for event in events)])
         for subscriber in list(self._subscribers):
             for event in events:
                 if subscriber.queue.qsize() >= BACKLOG:
@@ -69,29 +71,34 @@ class EventLog:
         with suppress(asyncio.QueueFull):
             subscriber.queue.put_nowait(None)
 
-    async def subscribe(self, after: int | None = None) -> AsyncGenerator[EventRecord | Reset, None]:
-        """Events with an id above `after` (None: from now on), as they come.
+    def subscribe(
+        self, after: int | None = None, *, tail: int = 0, follow: bool = True
+    ) -> AsyncGenerator[EventRecord | Reset, None]:
+        """Events with an id above `after` (None: the last `tail`, then those from this call on), as they come.
 
-        Reset comes first when `after` is too old or from another log. Ends at shutdown, and for a reader that lags more
-        than BACKLOG events behind.
+        Reset comes first when `after` is too old or from another log. Ends at shutdown, for a reader that lags more
+        than BACKLOG events behind, and without `follow` when all up to this call was told.
         """
+        return self._tell(after, max(0, self.last - tail), follow)
+
+    async def _tell(self, after: int | None, start: int, follow: bool) -> AsyncGenerator[EventRecord | Reset, None]:
         subscriber = _Subscriber()
         if self._closed:
             return
         self._subscribers.add(subscriber)
         try:
-            told = self.last
+            told, now = start, self.last
             if after is not None:
+                told = after
                 first = await self._store.first_event()
-                if after > told or (first > after + 1) or (first == 0 and after < told):
-                    yield Reset(told)
-                else:
-                    told = after
-                    while chunk := await self._store.events(told, CHUNK):
-                        for event in chunk:
-                            yield event
-                        told = chunk[-1].id
-            while (fresh := await subscriber.queue.get()) is not None:
+                if after > now or first > after + 1 or (first == 0 and after < now):
+                    yield Reset(now)
+                    told = now
+            while told < now and (chunk := await self._store.events(told, CHUNK)):
+                for event in chunk:
+                    yield event
+                told = chunk[-1].id
+            while follow and (fresh := await subscriber.queue.get()) is not None:
                 if fresh.id > told:
                     yield fresh
         finally:

@@ -59,7 +59,7 @@ class Batch:
                     click.echo(as_json(result))
                 case _:
                     pass
-        if self.form in {"json", "yaml"}:
+        if self.form == "json":
             show(self.form, {"items": results, "next": None, "partial": False, "unreachable": []}, (), label)
         if failures and len(tasks) > 1:
             names = ", ".join(label(instance) for instance, _ in failures)

@@ -5,7 +5,6 @@ person wrote is made harmless first. What the columns of a command are stands be
 """
 
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import click
 
 from branchd.client.client import Object
 
-FORMATS = ("table", "wide", "json", "jsonl", "yaml", "name")
+FORMATS = ("table", "wide", "json", "jsonl", "name")
 
 #: colour of a state's word
 _COLOURS = {
@@ -32,11 +31,6 @@ _LAST_COLUMN = 20
 
 #: what stands where there is nothing
 _NOTHING = "-"
-
-_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-#: words that a YAML reader may take for something else than text
-_YAML_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +60,6 @@ def show(form: str, document: Object, columns: Sequence[Column], name: Callable[
         case "jsonl":
             for item in items:
                 click.echo(as_json(item))
-        case "yaml":
-            click.echo("\n".join(_yaml(document)))
         case "name":
             for item in items:
                 click.echo(neutral(name(item)))
@@ -115,29 +107,3 @@ def _terminal_table(titles: list[str], rows: list[list[str]]) -> None:
     # Names and numbers are never cut: a terminal that is too narrow wraps the line, and only the last column folds.
     least = sum(max(map(len, column)) + 3 for column in zip(titles[:-1], *(row[:-1] for row in rows), strict=True))
     Console(width=max(Console().width, least + _LAST_COLUMN)).print(table)
-
-
-def _yaml(value: Any) -> list[str]:
-    """Blocks for what nests and JSON, which YAML includes, for the rest."""
-    if isinstance(value, dict) and value:
-        return [line for key, content in value.items() for line in _under(f"{_key(key)}:", content)]
-    if isinstance(value, list) and value:
-        lines = []
-        for item in value:
-            first, *rest = _yaml(item)
-            lines += [f"- {first}", *(f"  {line}" for line in rest)]
-        return lines
-    return [as_json(value)]
-
-
-def _under(head: str, content: Any) -> list[str]:
-    lines = _yaml(content)
-    return (
-        [head, *(f"  {line}" for line in lines)]
-        if content and isinstance(content, dict | list)
-        else [f"{head} {lines[0]}"]
-    )
-
-
-def _key(key: str) -> str:
-    return key if _PLAIN_KEY.fullmatch(key) and key.lower() not in _YAML_WORDS else as_json(key)

@@ -108,13 +108,13 @@ async def _copy(client: BranchdClient, instance: Object, source: Source, tail: i
 @click.option("--after", type=click.IntRange(min=0), help="Begin after the event with this id.")
 @click.option("--app", help="Only of this app.")
 @click.option("--instance", help="Only of instances of this name.")
-@click.option("--type", "kind", default="", help="Only types that begin so, such as instance.state.")
+@click.option("--type", "types", multiple=True, help="Only types that begin so, such as instance.state; repeatable.")
 @click.option("-o", "--output", "form", type=click.Choice(["table", "jsonl"]), default="table", show_default=True,
               help="How to show it.")  # fmt: skip
 @click.pass_obj
 def events(
     session: Session, tail: int | None, follow: bool, after: int | None, app: str | None, instance: str | None,
-    kind: str, form: str,
+    types: tuple[str, ...], form: str,
 ) -> int:  # fmt: skip
     """Show what happened last, or with -f what happens from now on.
 
@@ -122,25 +122,17 @@ def events(
     """
     if after is not None and tail is not None:
         raise click.UsageError("--after and --tail exclude each other")
+    if after is None and tail is None and not follow:
+        tail = 100
 
     async def watch() -> Exit:
-        client = session.client()
-        last = await client.last_event()
-        since = after if after is not None else max(0, last - (tail if tail is not None else 0 if follow else 100))
-        if since >= last and not follow:
-            return Exit.OK
-        async with aclosing(client.events(since)) as stream:
+        stream = session.client().events(after, tail=tail, follow=follow, app=app, instance=instance, types=types)
+        async with aclosing(stream):
             async for event in stream:
                 if event["type"] == "reset":
                     click.echo("some of these events are no longer kept", err=True)
-                elif (
-                    app in (None, event["app"])
-                    and instance in (None, event["instance"])
-                    and event["type"].startswith(kind)
-                ):
+                else:
                     click.echo(as_json(event) if form == "jsonl" else _line(event))
-                if not follow and event["id"] >= last:
-                    break
         return Exit.OK
 
     return run(watch())

@@ -4,23 +4,20 @@ No dataclasses and no pydantic: a caller gets what the API said, and starts fast
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from branchd.client.connection import Answer, endpoint, exchange
 from branchd.client.errors import ApiProblem
-from branchd.client.streams import messages
+from branchd.client.streams import lines
 
 #: an object of the API, in the shapes of wire/resources.py
 Object = dict[str, Any]
 
 #: seconds for an answer, beside those that it was asked to wait
 TIMEOUT = 30.0
-
-#: an id that no event has yet
-_FAR_FUTURE = 2**63 - 1
 
 #: objects of a page: the most that the API gives at once
 PAGE = 1000
@@ -178,21 +175,32 @@ class BranchdClient:
             async for piece in answer.pieces():
                 yield piece
 
-    async def events(self, after: int | None = None) -> AsyncGenerator[Object, None]:
-        """What happens from now on, or after the event with that id, until the daemon ends.
+    async def events(
+        self,
+        after: int | None = None,
+        *,
+        tail: int | None = None,
+        follow: bool = True,
+        app: str | None = None,
+        instance: str | None = None,
+        types: Sequence[str] = (),
+    ) -> AsyncGenerator[Object, None]:
+        """What happens after the event with that id, or from the last `tail` on, or from now on: until the daemon ends.
 
-        {"type": "reset", "id": ...} comes first where that id is no longer kept: from its id on nothing is left out.
+        Without `follow` until now. {"type": "reset", "id": ...} comes first where what comes after `after` is no longer
+        kept: from its id on nothing is left out. `types`: what a type may begin with.
         """
-        query = {} if after is None else {"after": str(after)}
-        async with self._request("GET", "/v1/events", query=query, accept="text/event-stream") as answer:
-            async for message in messages(answer.pieces()):
-                document = json.loads(message.data)
-                yield {"type": "reset", "id": document["last"]} if message.event == "reset" else document
+        query: dict[str, str | Sequence[str]] = {"follow": str(int(follow)), "type": types}
+        given = {"after": after, "tail": tail, "app": app, "instance": instance}
+        query |= {name: str(value) for name, value in given.items() if value is not None}
+        async with self._request("GET", "/v1/events", query=query, accept="application/x-ndjson") as answer:
+            async for line in lines(answer.pieces()):
+                yield _object(answer, line)
 
     async def last_event(self) -> int:
-        """The id of the newest event: what a stream that is asked for the far future is reset to."""
-        async with aclosing(self.events(_FAR_FUTURE)) as stream:
-            return int((await anext(stream))["id"])
+        """The id of the newest event; 0 where there is none."""
+        async with aclosing(self.events(tail=1, follow=False)) as stream:
+            return max([int(event["id"]) async for event in stream], default=0)
 
     # how it is asked
 
@@ -203,7 +211,7 @@ class BranchdClient:
         path: str,
         body: Object | None = None,
         *,
-        query: Mapping[str, str] | None = None,
+        query: Mapping[str, str | Sequence[str]] | None = None,
         headers: Mapping[str, str] | None = None,
         match: str | None = None,
         wait: float | None = None,
@@ -220,7 +228,7 @@ class BranchdClient:
         if body is not None:
             content = json.dumps(body).encode()
             sent["Content-Type"] = "application/json"
-        target = path + ("?" + urlencode(asked) if asked else "")
+        target = path + ("?" + urlencode(asked, doseq=True) if asked else "")
         timeout = self._timeout + patience + (wait or 0)
         async with exchange(self._endpoint, method, target, sent, content, timeout) as answer:
             if answer.status >= 400:
@@ -229,10 +237,7 @@ class BranchdClient:
 
     async def _object(self, method: str, path: str, body: Object | None = None, **options: Any) -> Object:
         async with self._request(method, path, body, **options) as answer:
-            document = _document(answer, await answer.read())
-            if not isinstance(document, dict):
-                raise ApiProblem.of(answer.status, None)
-            return document
+            return _object(answer, await answer.read())
 
     async def _call(self, method: str, path: str, **options: Any) -> int:
         async with self._request(method, path, **options) as answer:
@@ -271,8 +276,16 @@ def _instance(app: str, name: str, *steps: str) -> str:
     return _path("apps", app, "instances", name, *steps)
 
 
+def _object(answer: Answer, content: bytes) -> Object:
+    """ApiProblem where it is none."""
+    document = _document(answer, content)
+    if not isinstance(document, dict):
+        raise ApiProblem.of(answer.status, None)
+    return document
+
+
 def _document(answer: Answer, content: bytes) -> Any:
-    """None where the body is not JSON."""
+    """None where it is not JSON."""
     if "json" not in answer.headers.get("content-type", ""):
         return None
     try:

@@ -1,8 +1,8 @@
-"""One request over one connection: the little of HTTP/1.1 (RFC 9112) that a client of branchd's API needs.
+"""One request over one connection: h11 speaks HTTP/1.1, asyncio's streams carry it.
 
-On asyncio's streams rather than on aiohttp, whose import alone takes longer than all of `branchctl ps` (150 ms beside
-90, measured with compiled modules). A connection carries one request: that costs next to nothing on a unix socket or on
-loopback, and there is no idle connection that a restart of the daemon breaks. What the API means stands in client.py.
+Why not an HTTP client that does both: docs/decisions/0006-the-client-speaks-h11.md. A connection carries one request:
+that costs next to nothing on a unix socket or on loopback, and there is no idle connection that a restart of the daemon
+breaks. What the API means stands in client.py.
 """
 
 import asyncio
@@ -11,19 +11,20 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import h11
+
 from branchd.client.errors import Unreachable
 
 #: seconds for the connection to be made
 CONNECT_TIMEOUT = 5.0
 
-#: bytes of a line of the answer's head
-LINE_LIMIT = 64 << 10
-
-#: lines of the answer's head
+#: lines of the answer's head; how many bytes it may have is h11's to say
 HEADER_LIMIT = 100
 
 #: bytes that are read at once
 PIECE = 64 << 10
+
+_CUT = "the connection was closed before the answer was complete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,33 @@ def endpoint(url: str) -> Endpoint:
     return Endpoint(url, host=parts.hostname, port=parts.port or (443 if tls else 80), tls=tls)
 
 
+class _Stream:
+    """The connection as h11's events."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self.protocol = h11.Connection(h11.CLIENT)
+        self._reader = reader
+
+    async def event(self) -> h11.Event | type[h11.PAUSED]:
+        while (event := self.protocol.next_event()) is h11.NEED_DATA:
+            self.protocol.receive_data(await self._reader.read(PIECE))
+        return event
+
+    @property
+    def was_cut(self) -> bool:
+        """After an error: whether the other end broke off, rather than said what is no HTTP."""
+        unread, ended = self.protocol.trailing_data
+        spoke = self.protocol.their_http_version is not None
+        return ended and (spoke or unread[:5] == b"HTTP/"[: len(unread)])
+
+
 class Answer:
     """The head of an answer, and its body to be read once."""
 
-    def __init__(self, status: int, headers: Mapping[str, str], reader: asyncio.StreamReader, timeout: float) -> None:
-        self.status = status
-        self.headers = headers  #: names in lower case
-        self._reader = reader
+    def __init__(self, head: h11.Response, stream: _Stream, timeout: float) -> None:
+        self.status = head.status_code
+        self.headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}  #: names in lower case
+        self._stream = stream
         self._timeout = timeout
 
     async def read(self) -> bytes:
@@ -73,27 +94,8 @@ class Answer:
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body as it comes."""
-        if self.status in {204, 304}:
-            return
-        if self.headers.get("transfer-encoding", "").lower() == "chunked":
-            while size := int((await self._reader.readline()).split(b";")[0], 16):
-                async for piece in self._exactly(size):
-                    yield piece
-                await self._reader.readexactly(2)
-        elif "content-length" in self.headers:
-            async for piece in self._exactly(int(self.headers["content-length"])):
-                yield piece
-        else:
-            while piece := await self._reader.read(PIECE):
-                yield piece
-
-    async def _exactly(self, size: int) -> AsyncIterator[bytes]:
-        while size:
-            piece = await self._reader.read(min(size, PIECE))
-            if not piece:
-                raise asyncio.IncompleteReadError(b"", size)
-            size -= len(piece)
-            yield piece
+        while isinstance(event := await self._stream.event(), h11.Data):
+            yield bytes(event.data)
 
 
 @asynccontextmanager
@@ -102,28 +104,32 @@ async def exchange(
 ) -> AsyncIterator[Answer]:
     """Sends the request; head and body are each due within `timeout` seconds, where the body is read() as a whole.
 
-    Unreachable, while the body is read too.
+    Unreachable, while the body is read too. ValueError for headers that cannot be sent.
     """
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {to.authority}", "Connection: close"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+    sent = {"Host": to.authority, "Connection": "close"} | dict(headers)
     if body is not None or method in {"POST", "PUT", "PATCH"}:
-        lines.append(f"Content-Length: {len(body or b'')}")
-    request = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + (body or b"")
+        sent["Content-Length"] = str(len(body or b""))
+    try:
+        request = h11.Request(method=method, target=target, headers=list(sent.items()))
+    except h11.LocalProtocolError:
+        raise ValueError("a header has characters that HTTP does not allow") from None
 
     reader, writer = await _connect(to)
+    stream = _Stream(reader)
     try:
         async with asyncio.timeout(timeout):
-            writer.write(request)
+            for event in (request, h11.Data(body or b""), h11.EndOfMessage()):
+                writer.write(stream.protocol.send(event))
             with suppress(ConnectionError):  # it may answer, with a refusal, before it has read a large body
                 await writer.drain()
-            status, received = await _head(reader)
-        yield Answer(status, received, reader, timeout)
+            head = await _head(stream)
+        yield Answer(head, stream, timeout)
     except TimeoutError:
         raise Unreachable(to.url, f"no answer within {timeout:g} seconds") from None
-    except (asyncio.IncompleteReadError, OSError):
-        raise Unreachable(to.url, "the connection was closed before the answer was complete") from None
-    except ValueError:
-        raise Unreachable(to.url, "what answers there does not speak HTTP") from None
+    except OSError:
+        raise Unreachable(to.url, _CUT) from None
+    except h11.RemoteProtocolError:
+        raise Unreachable(to.url, _CUT if stream.was_cut else "what answers there does not speak HTTP") from None
     finally:
         writer.close()
 
@@ -132,8 +138,8 @@ async def _connect(to: Endpoint) -> tuple[asyncio.StreamReader, asyncio.StreamWr
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             if to.path:
-                return await asyncio.open_unix_connection(to.path, limit=LINE_LIMIT)
-            return await asyncio.open_connection(to.host, to.port, limit=LINE_LIMIT, ssl=to.tls or None)
+                return await asyncio.open_unix_connection(to.path)
+            return await asyncio.open_connection(to.host, to.port, ssl=to.tls or None)
     except TimeoutError:
         raise Unreachable(to.url, f"no connection within {CONNECT_TIMEOUT:g} seconds") from None
     except PermissionError:
@@ -152,24 +158,9 @@ def _reason(error: OSError) -> str:
             return error.strerror or str(error)
 
 
-async def _head(reader: asyncio.StreamReader) -> tuple[int, Mapping[str, str]]:
-    while True:
-        protocol, _, rest = (await _line(reader)).partition(" ")
-        status = int(rest[:3])
-        if not protocol.startswith("HTTP/1.") or not 100 <= status <= 599:
-            raise ValueError(protocol)
-        headers: dict[str, str] = {}
-        while line := await _line(reader):
-            name, _, value = line.partition(":")
-            headers[name.lower()] = value.strip()
-            if len(headers) > HEADER_LIMIT:
-                raise ValueError("too many headers")
-        if status >= 200:  # those before are only notices that the answer will come
-            return status, headers
-
-
-async def _line(reader: asyncio.StreamReader) -> str:
-    line = await reader.readline()
-    if not line.endswith(b"\n"):
-        raise asyncio.IncompleteReadError(line, None)
-    return line.rstrip(b"\r\n").decode("latin-1")
+async def _head(stream: _Stream) -> h11.Response:
+    while not isinstance(event := await stream.event(), h11.Response):
+        pass  # a notice that the answer will come
+    if len(event.headers) > HEADER_LIMIT:
+        raise h11.RemoteProtocolError("too many headers")
+    return event

@@ -1,14 +1,6 @@
-"""Server-sent events (the HTML standard, 9.2.6) out of the bytes of an answer."""
+"""JSON lines out of the bytes of an answer."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    event: str
-    data: str
-    id: str
 
 
 async def lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -17,24 +9,4 @@ async def lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for piece in pieces:
         *whole, rest = (rest + piece).split(b"\n")
         for line in whole:
-            yield line.removesuffix(b"\r")
-
-
-async def messages(pieces: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-    event, data, last = "message", list[str](), ""
-    async for line in lines(pieces):
-        name, _, value = line.decode("utf-8", "replace").partition(":")
-        value = value.removeprefix(" ")
-        match name:
-            case "event":
-                event = value
-            case "data":
-                data.append(value)
-            case "id":
-                last = value
-            case "" if not line:
-                if data:
-                    yield Message(event, "\n".join(data), last)
-                event, data = "message", []
-            case _:
-                pass  # a comment that keeps the connection alive, or a field that we do not use
+            yield line

@@ -158,7 +158,7 @@ class Branchd(Supervisor):
         )
 
     def ping(self) -> None:
-        self._ask("GET", "/v1/instances?limit=1")
+        self._ask("GET", "/readyz")
 
     def status_of_all(self) -> int:
         items = json.loads(self._ask("GET", "/v1/instances?limit=1000"))["items"]

@@ -94,8 +94,11 @@ async def test_a_process_whose_pid_was_never_written_down_is_found_by_its_mark(s
     house.processes.crash()
     later = house.service()
     await later.begin()
-    await until(lambda: later.instances.get("web", "a").status.pid == pid)
+    assert await running(later, "a") == pid
     assert len(house.processes.spawned) == 1
+    view = later.instances.get("web", "a")
+    assert view.status.started_at is not None
+    assert {condition.type: condition.status for condition in view.status.conditions}["ConfigCurrent"] == "True"
     later.close()
 
 

@@ -18,7 +18,9 @@ async def test_a_worker_whose_broker_is_down_is_held_and_then_as_wanted(
     await client.put_app("shop", work.spec)
     await client.create_instance("shop", {"name": "prefork", "queues": ["first-p"], "autoscale": {"min": 1, "max": 1}})
     await client.create_instance("shop", {"name": "threads", "queues": ["first-t"], "pool": "threads"})
+    await client.create_instance("shop", {"name": "doomed", "queues": ["first-d"], "pool": "solo"})
     before = {name: await branch.ready("shop", name) for name in ("prefork", "threads")}
+    await branch.ready("shop", "doomed")
     for name in before:
         await client.put_queue("shop", f"early-{name}", {"exchange": f"early-{name}-exchange", "routing_key": "early"})
         await client.add_consumer("shop", name, f"early-{name}")
@@ -45,6 +47,8 @@ async def test_a_worker_whose_broker_is_down_is_held_and_then_as_wanted(
         await until(lambda name=name: tried_again(name), PATIENCE, f"{name} to say why it is not ready")
         assert truth(await branch.status("shop", name), "CeleryResponsive")[0] == "True"
     born = await branch.status("shop", "born")
+    doomed = (await client.stop("shop", "doomed", wait=PATIENCE))["status"]
+    assert (doomed["state"], doomed["last_exit"]["code"]) == ("STOPPED", 0), "a stop needs no broker"
 
     own_rabbitmq.start()
     wanted = {

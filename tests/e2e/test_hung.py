@@ -46,29 +46,50 @@ async def test_a_stopped_worker_is_hung_and_replaced(branch: RunningBranch, rabb
         assert await work.result(work.send("add", 1, 2, queue=f"hung-{pool}")) == 3
 
 
-async def test_a_task_that_holds_the_interpreter_is_no_hang(
+async def test_a_task_that_holds_the_interpreter_is_no_hang_until_its_limit(
     branch: RunningBranch, rabbitmq: RabbitMQ, folder: Path
 ) -> None:
-    work = Work(rabbitmq.url, folder)
-    await branch.client.put_app("busy", {**work.spec, "pool": "solo", "queues": ["busy"]})
-    await branch.client.create_instance("busy", {"name": "solo"})
-    before = await branch.ready("busy", "solo")
-    sent = work.send("crunch", CRUNCHED, queue="busy")
+    client, work = branch.client, Work(rabbitmq.url, folder)
+    await client.put_app("busy", {**work.spec, "concurrency": 1})
+    names = ("threads", "solo", "impatient")
+    for name, spec in zip(
+        names, ({"pool": "threads"}, {"pool": "solo"}, {"pool": "solo", "task_stall_limit": 1}), strict=True
+    ):
+        await client.create_instance("busy", {"name": name, "queues": [f"busy-{name}"], **spec})
+    before = {name: (await branch.ready("busy", name))["pid"] for name in names}
+    after = await client.last_event()
+    files, sent = {}, {}
+    for name in names:
+        files[name] = folder / f"{name}.hold"
+        files[name].write_text("0")
+        sent[name] = work.send("hold_interpreter", str(files[name]), queue=f"busy-{name}")
 
-    async def held() -> str:
-        status = await branch.status("busy", "solo")
-        kind, reason = truth(status, "Ready")
-        assert (status["pid"], status["restarts"]) == (before["pid"], 0), status
-        return reason if kind == "False" or reason else ""
+    for name in ("threads", "solo"):
 
-    assert (await until(held, PATIENCE, "it to be held")).startswith("busy: no heartbeat")
-    assert await work.result(sent) == CRUNCHED * (CRUNCHED - 1) // 2
-    status = await branch.ready("busy", "solo")
-    assert (status["pid"], status["restarts"]) == (before["pid"], 0)
+        async def held(name: str = name) -> bool:
+            status = await branch.status("busy", name)
+            assert (status["pid"], status["restarts"]) == (before[name], 0), status
+            return truth(status, "Ready")[1].startswith("busy: no heartbeat")
 
+        await until(held, PATIENCE, f"{name} to be held")
 
-#: numbers whose sum takes some 15 s on an idle machine: longer than the silence after which a worker is looked at
-CRUNCHED = 600_000_000
+    for name in ("threads", "solo"):
+        with files[name].open("r+") as text:
+            text.write("1")
+        assert await work.result(sent[name]) == "let go"
+
+        async def well(name: str = name) -> bool:
+            return truth(await branch.status("busy", name), "Ready") == ("True", "")
+
+        await until(well, PATIENCE, f"{name} to be well again")
+        status = await branch.status("busy", name)
+        assert (status["pid"], status["restarts"]) == (before[name], 0)
+
+    async for event in client.events(after):
+        if event["data"].get("reason"):
+            assert event["instance"] == "impatient"
+            assert "task_stall_limit" in event["data"]["reason"]
+            break
 
 
 @pytest.mark.faults  # it takes as long as an agent has to speak

@@ -33,7 +33,7 @@ async def test_the_password_of_the_broker_appears_nowhere(branch: RunningBranch,
             seen.append(await client.stats("shop", name))
             assert seen[-1]["worker"]["broker"]
         arguments = command_lines()
-        assert "work worker -n" in arguments
+        assert "shop worker -n" in arguments
 
     for name in ("first", "second"):
 

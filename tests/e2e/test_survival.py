@@ -103,7 +103,7 @@ class Burst:
         return running and not self.deleted & instances.keys() and await as_supervised(self._branch, self._programs)
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(20, marks=[pytest.mark.faults, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("rounds", [20, pytest.param(200, marks=[pytest.mark.faults, pytest.mark.timeout(3600)])])
 async def test_a_daemon_killed_at_a_random_moment_of_a_burst_of_creates_and_deletes_loses_and_doubles_nothing(
     rounds: int, programs: Programs, make_branch: Maker
 ) -> None:

@@ -91,11 +91,17 @@ def test_the_tour_holds_on_rabbitmq(place: Path, tmp_path: Path, rabbitmq: Rabbi
     assert demo.leaves() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_tour_cleans_up(place: Path, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [
+        (signal.SIGINT, "> branchd run"),
+        (signal.SIGINT, "shop:mail-1  RUNNING"),
+        (signal.SIGTERM, "shop:mail-1  RUNNING"),
+    ],
+)
+def test_an_interrupted_tour_cleans_up(place: Path, tmp_path: Path, number: signal.Signals, when: str) -> None:
     demo = Demo(place, tmp_path / "output", "--exit")
-    demo.comes_to("shop:mail-1  RUNNING")
-    assert processes_of(place)
+    demo.comes_to(when)
     demo.process.send_signal(number)
     assert demo.ends() == 130, demo.output
     assert demo.leaves() == []

@@ -141,7 +141,7 @@ async def test_it_tells_its_own_figures(worker: Worker) -> None:
     stats = await worker.client.stats("shop", worker.pool)
     assert stats["pid"] == stats["worker"]["pid"] == (await worker.status())["pid"]
     assert stats["rss"] > 0
-    assert stats["worker"]["total"]["work.add"] > 0
+    assert stats["worker"]["total"]["shop.add"] > 0
 
 
 async def test_its_log_is_read_and_followed(worker: Worker) -> None:
@@ -153,7 +153,7 @@ async def test_its_log_is_read_and_followed(worker: Worker) -> None:
     async with aclosing(worker.client.logs("shop", worker.pool, tail=1, follow=True)) as pieces:
         heard = await anext(pieces)
         sent = worker.work.send("add", 1, 2, queue=worker.queue)
-        while f"work.add[{sent.id}] succeeded".encode() not in heard:
+        while f"shop.add[{sent.id}] succeeded".encode() not in heard:
             heard += await anext(pieces)
 
 

@@ -28,7 +28,7 @@ class Work:
     def spec(self) -> dict[str, Any]:
         """Of an app whose workers run the project."""
         return {
-            "application": "work",
+            "application": "shop",
             "directory": str(PROJECT),
             "python": sys.executable,
             "broker": self.broker,
@@ -38,7 +38,7 @@ class Work:
     def send(self, task: str, *arguments: Any, **where: str) -> AsyncResult:
         """`where`: queue=..., or exchange=... and routing_key=..."""
         with Connection(self.broker) as connection:
-            return self._app.send_task(f"work.{task}", arguments, connection=connection, **where)
+            return self._app.send_task(f"shop.{task}", arguments, connection=connection, **where)
 
     async def result(self, sent: AsyncResult, seconds: float = PATIENCE) -> Any:
         await until(sent.ready, seconds, f"the result of {sent.id}")

@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
 from branchd.api.encoded import encoded
-from branchd.api.parameters import Parameter, Unfit, text, whole
+from branchd.api.parameters import FLAG, Parameter, Unfit, text, whole
 from branchd.api.routing import Call, Routes, Text
 from branchd.api.streams import event_source, write
 from branchd.branch.events import Reset
@@ -21,6 +21,10 @@ route = Routes()
 _ID = whole(0, 2**63 - 1)
 
 AFTER: Parameter[int | None] = Parameter("after", _ID, None, "Begin after the event with this id; else now.")
+TAIL: Parameter[int | None] = Parameter(
+    "tail", _ID, None, "Begin with the last so many, counted before any are left out. Excludes `after`."
+)
+FOLLOW = Parameter("follow", FLAG, True, "Go on with what happens; else end when all up to now is told.")
 APP: Parameter[str | None] = Parameter("app", text(63), None, "Only of this app.")
 INSTANCE: Parameter[str | None] = Parameter("instance", text(63), None, "Only of instances with this name.")
 TYPE: Parameter[tuple[str, ...]] = Parameter("type", text(80), (), "Only types that begin with one of these.", True)
@@ -35,8 +39,8 @@ LAST_EVENT_ID = "Last-Event-ID"
     "/v1/events",
     scope=Scope.READ,
     returns={200: Text((SSE, NDJSON))},
-    query=(AFTER, APP, INSTANCE, TYPE),
-    headers={LAST_EVENT_ID: "Like `after`, as browsers resume by themselves."},
+    query=(AFTER, TAIL, FOLLOW, APP, INSTANCE, TYPE),
+    headers={LAST_EVENT_ID: "Like `after`, as browsers resume by themselves; `tail` is for the first time only."},
     streams=True,
 )
 async def get_events(call: Call) -> web.StreamResponse:
@@ -45,9 +49,7 @@ async def get_events(call: Call) -> web.StreamResponse:
     An event `reset` comes first when that id is no longer kept: read the present state, and go on from here. A reader
     that is too slow is let go.
     """
-    after = _after(call)
-    # Named, though it means "now", so that nothing is missed between the answer's headers and the subscription.
-    items = call.service.events.subscribe(call.service.events.last if after is None else after)
+    items = call.service.events.subscribe(_after(call), tail=call.get(TAIL) or 0, follow=call.get(FOLLOW))
     if NDJSON in call.request.headers.get("Accept", ""):
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
         await call.house.streams.run(call.request, _send_lines(call, response, items))
@@ -59,6 +61,8 @@ async def get_events(call: Call) -> web.StreamResponse:
 
 def _after(call: Call) -> int | None:
     """`after`, or where a browser resumes by itself its Last-Event-ID. Invalid."""
+    if call.get(AFTER) is not None and call.get(TAIL) is not None:
+        raise Invalid([Fault("?tail", "excludes after", "give one of the two")])
     given = call.request.headers.get(LAST_EVENT_ID)
     if given is None or call.get(AFTER) is not None:
         return call.get(AFTER)

@@ -29,9 +29,10 @@ class Daemon:
         return self._process.pid
 
     async def start(self) -> float:
-        """Returns when its API says that it is ready: seconds that it took."""
+        """Where it does not run. Returns when its API says that it is ready: seconds that it took."""
         began = time.monotonic()
-        self._launch()
+        if self._process is None or self._process.poll() is not None:
+            self._launch()
         await until(self._ready, PATIENCE, "the daemon to answer")
         self._answered = True
         return time.monotonic() - began
@@ -65,22 +66,20 @@ class Daemon:
         self._process.wait()
 
     def stop(self) -> int:
-        """TERM, which stops every instance by its stop plan; the exit code, 0 where there is nothing to stop.
+        """TERM, which stops every instance by its stop plan; the exit code, 0 where nothing was asked of it yet.
 
         Ctrl-C meanwhile, or one that takes too long: what still runs is killed.
         """
-        if not self._answered or self._process is None:
+        if self._process is None:
             return 0
-        if self._process.poll() is not None:
-            # What a daemon that crashed has left running, the next one adopts and can stop.
-            try:
-                asyncio.run(self.start())
-            except Failed:
-                return self._process.returncode or 1
-        self._process.send_signal(signal.SIGTERM)
+        if not self._answered:
+            self.kill()
+            return 0
         try:
+            asyncio.run(self.start())  # what one that crashed has left running, the next one adopts, and can stop
+            self._process.send_signal(signal.SIGTERM)
             return self._process.wait(PATIENCE)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        except (Failed, subprocess.TimeoutExpired, KeyboardInterrupt):
             for _ in range(2):  # the second INT kills what still runs
                 self._process.send_signal(signal.SIGINT)
             return self._process.wait(PATIENCE)
