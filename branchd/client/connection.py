@@ -66,7 +66,8 @@ class _Stream:
         self.protocol = h11.Connection(h11.CLIENT)
         self._reader = reader
 
-    async def event(self) -> h11.Event | type[h11.PAUSED]:
+    async def event(self) -> object:
+        """The next one, as h11 gives it."""
         while (event := self.protocol.next_event()) is h11.NEED_DATA:
             self.protocol.receive_data(await self._reader.read(PIECE))
         return event

@@ -26,6 +26,8 @@ SHORT = 255
 LONG = 2000
 #: tasks that one heartbeat names
 TASKS = 20
+#: queues that one heartbeat names; a worker that says more says nothing, and costs the daemon nothing
+QUEUES = 1000
 #: what a counter stays below: JSON's integers are exact to here in every language
 LARGEST = 2**53
 
@@ -135,10 +137,15 @@ def _heartbeat(message: Mapping[str, Any]) -> Heartbeat:
         tasks=_texts(message, "tasks", TASKS) or (),
         autoscale=autoscale,
         processes=_integer(message, "processes", 0),
-        queues=_texts(message, "queues", MESSAGE_LIMIT),
+        queues=_queues(message),
         celery=_text(message, "celery"),
         error=_optional_text(message, "error"),
     )
+
+
+def _queues(message: Mapping[str, Any]) -> tuple[str, ...] | None:
+    queues = _texts(message, "queues", MESSAGE_LIMIT)
+    return queues if queues is not None and len(queues) <= QUEUES else None
 
 
 def _counts(value: object) -> bool:

@@ -52,7 +52,7 @@ def decode(kind: type[T], value: Any, judge: Callable[[T], list[Fault]] = lambda
         decoded = reader.validate_json(json.dumps(value))
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=True)
-        faults = _unique([_fault(kind, detail) for detail in details])
+        faults = _unique([_fault(kind, value, detail) for detail in details])
         if isinstance(value, Mapping):
             wrong = {detail["loc"][0] for detail in details if detail["loc"]}
             try:
@@ -77,9 +77,8 @@ def _unique(faults: list[Fault]) -> list[Fault]:
     return list({fault.pointer: fault for fault in reversed(faults)}.values())[::-1]
 
 
-def _fault(kind: type, detail: ErrorDetails) -> Fault:
-    # Branches of a union appear in the location as names of types; a pointer has only what the sender wrote.
-    path = [str(part) for part in detail["loc"] if not (isinstance(part, str) and part in _BRANCHES)]
+def _fault(kind: type, value: Any, detail: ErrorDetails) -> Fault:
+    path = _path(detail, value)
     pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
     match detail["type"]:
         case "unexpected_keyword_argument":
@@ -95,8 +94,15 @@ def _fault(kind: type, detail: ErrorDetails) -> Fault:
             return Fault(pointer, f"{_short(detail['input'])}: {_lower(detail['msg'])}")
 
 
-#: names that pydantic gives to the branches of the unions in our dataclasses
-_BRANCHES = frozenset({"str", "int", "float", "bool", "Secret", "nullable", "Autoscale", "json-or-python"})
+def _path(detail: ErrorDetails, value: Any) -> list[str]:
+    """Only what the sender wrote, and the name of what he left out: pydantic also names the branches of a union."""
+    path = []
+    for part in detail["loc"]:
+        inside = part in value if isinstance(value, Mapping) else isinstance(value, list) and isinstance(part, int)
+        if inside:
+            value = value[part]
+            path.append(str(part))
+    return [*path, str(detail["loc"][-1])] if detail["type"] in ("missing", "missing_argument") else path
 
 
 def _suggestion(kind: type, path: list[str]) -> str:

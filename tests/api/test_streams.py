@@ -122,6 +122,32 @@ async def test_events_resume_after_an_id(shop: Api, branch: Service, by_header: 
     assert (int(seen[0]["id"]), seen[0]["event"]) == (last + 1, "app.created")
 
 
+@pytest.mark.parametrize("tail", [0, 1, 10**9])
+async def test_events_begin_with_the_last_ones_and_go_on(shop: Api, branch: Service, tail: int) -> None:
+    for app in ("a", "b"):
+        await shop("PUT", f"/v1/apps/{app}", COMMAND)
+    last = branch.events.last
+    async with shop.open("GET", f"/v1/events?tail={tail}") as response:
+        await shop("PUT", "/v1/apps/c", COMMAND)
+        seen = messages(await take(response, b'"app":"c"'))
+    assert [int(message["id"]) for message in seen] == list(range(max(1, last + 1 - tail), last + 2))
+
+
+async def test_events_that_are_not_followed_end_with_what_is(shop: Api) -> None:
+    await shop("PUT", "/v1/apps/blog", COMMAND)
+    lines = (await shop("GET", "/v1/events?tail=1&follow=0", headers=NDJSON)).body.splitlines()
+    assert [json.loads(line)["app"] for line in lines] == ["blog"]
+    assert b"app.created" in (await shop("GET", "/v1/events?after=0&follow=0&app=shop")).body
+    assert (await shop("GET", "/v1/events?follow=0", headers=NDJSON)).body == b""
+
+
+async def test_a_tail_excludes_an_id_and_gives_way_to_a_browser_that_resumes(shop: Api, branch: Service) -> None:
+    refused = await shop("GET", "/v1/events?tail=1&after=1")
+    assert (refused.status, refused.pointers) == (422, ["?tail"])
+    resumed = {"Last-Event-ID": str(branch.events.last)} | NDJSON
+    assert (await shop("GET", "/v1/events?tail=1&follow=0", headers=resumed)).body == b""
+
+
 async def test_an_id_that_is_not_known_resets(shop: Api, branch: Service) -> None:
     async with shop.open("GET", "/v1/events?after=999999") as response:
         seen = messages(await take(response, b"\r\n\r\n"))

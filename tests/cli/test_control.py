@@ -205,7 +205,7 @@ def test_events_end_where_now_is_unless_followed(control: Control) -> None:
     assert len(control("events", "-n", "2").stdout.splitlines()) == 2
     types = {
         json.loads(line)["type"]
-        for line in control("events", "--type", "app.", "--type", "instance.c", "-o", "jsonl").stdout.splitlines()
+        for line in control("events", "--type", "app.cr", "--type", "instance.cr", "-o", "jsonl").stdout.splitlines()
     }
     assert types == {"app.created", "instance.created"}
     assert control("events", "--after", str(10**9)).stdout == ""

@@ -76,6 +76,8 @@ async def test_logs_and_events_are_followed(client: BranchdClient) -> None:
     events = client.events(before)
     assert {(await anext(events))["app"] for _ in range(2)} == {"talk"}
     await events.aclose()
+    last = [event async for event in client.events(tail=2, follow=False)]
+    assert [event["id"] for event in last] == [last[1]["id"] - 1, last[1]["id"]]
     await client.delete_app("talk", cascade=True, patience=30)
 
 

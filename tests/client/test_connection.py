@@ -54,10 +54,13 @@ async def test_an_answer_is_read_however_it_is_framed(answer: bytes) -> None:
     ("answer", "reason"),
     [
         (b"", "closed before"),
+        (b"HTT", "closed before"),
         (b"HTTP/1.1 200 OK\r\nContent-", "closed before"),
         (plain(b'{"scope": "read"}')[:-3], "closed before"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{", "closed before"),
         (b"SSH-2.0-OpenSSH_9\r\n\r\n", "does not speak HTTP"),
+        (b"SSH-2.0-OpenSSH_9\r\n", "does not speak HTTP"),
+        (b"\x15\x03\x01\x00\x02\x02\x0a", "does not speak HTTP"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnine\r\n", "does not speak HTTP"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 3 + b"Y: " + b"y" * 100_000, "does not speak HTTP"),
         (b"HTTP/1.1 200 OK\r\n" + b"".join(b"X%d: y\r\n" % n for n in range(1000)) + b"\r\n", "does not speak HTTP"),
@@ -130,19 +133,44 @@ async def test_what_is_sent_cannot_break_out_of_its_place() -> None:
     assert "Authorization: Bearer secret" in headers
 
 
-async def test_events_are_read_across_pieces_comments_and_resets() -> None:
-    stream = (
-        b": hello\n\nid: 7\nevent: reset\ndata: {\"last\": 7}\n\n: ping\r\n\r\n"
-        b"id: 8\r\nevent: instance.state\r\ndata: {\"id\": 8,\r\ndata: \"type\": \"instance.state\"}\r\n\r\n"
-        b"data: {\"cut"
-    )  # fmt: skip
-    chunks = b"".join(
-        b"%x\r\n%b\r\n" % (len(part), part) for part in (stream[i : i + 7] for i in range(0, len(stream), 7))
-    )
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    async with serving(lambda _: head + chunks + b"0\r\n\r\n") as url:
-        found = [event async for event in BranchdClient(url).events(3)]
-    assert found == [{"type": "reset", "id": 7}, {"id": 8, "type": "instance.state"}]
+@pytest.mark.parametrize("value", ["a\r\nHost: z", "a\0", "\u2028"])
+async def test_what_no_header_can_hold_is_not_sent(value: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        await BranchdClient("http://127.0.0.1:1", value).whoami()
+
+
+def lines(*parts: bytes) -> bytes:
+    """An answer of lines of JSON, in these pieces."""
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + chunks + b"0\r\n\r\n"
+
+
+async def test_events_are_asked_for_and_read_across_pieces() -> None:
+    asked = []
+    stream = b'{"id": 7, "type": "reset"}\n{"id": 8, "type": "instance.state"}\n{"cut'
+
+    def answer(request: bytes) -> bytes:
+        asked.append(request.split(b" ")[1].decode())
+        return lines(*(stream[i : i + 7] for i in range(0, len(stream), 7)))
+
+    async with serving(answer) as url:
+        client = BranchdClient(url)
+        resumed = client.events(3)
+        chosen = client.events(tail=0, follow=False, app="a b", instance="web", types=("instance.", "app."))
+        found = [[event async for event in items] for items in (resumed, chosen)]
+    assert found == [[{"type": "reset", "id": 7}, {"id": 8, "type": "instance.state"}]] * 2
+    assert asked == [
+        "/v1/events?follow=1&after=3",
+        "/v1/events?follow=0&type=instance.&type=app.&tail=0&app=a+b&instance=web",
+    ]
+
+
+@pytest.mark.parametrize("line", [b"<h1>\n", b"[]\n"])
+async def test_lines_that_are_no_events_are_refused(line: bytes) -> None:
+    async with serving(lambda _: lines(line)) as url:
+        with pytest.raises(ApiProblem, match="200"):
+            await anext(BranchdClient(url).events())
 
 
 async def test_nobody_there_is_told_with_the_reason(tmp_path: Path) -> None:
