@@ -110,6 +110,10 @@ class CgroupRoot:
         except OSError:
             return None
 
+    def remove(self) -> None:
+        """At the daemon's end, where nothing runs any more."""
+        Cgroup(self.folder).remove()
+
     def of(self, key: Key) -> Cgroup:
         return Cgroup(self.folder / str(key))
 

@@ -8,6 +8,7 @@ import psutil
 
 from branchd.adapters import proc
 from branchd.adapters.precheck import account_of
+from branchd.core.errors import SpawnFailed
 from branchd.core.values import Identity
 
 
@@ -36,7 +37,12 @@ class LocalHost:
         }
 
     def account(self, user: str | None) -> tuple[str, str]:
-        account = account_of(user)
+        try:
+            account = account_of(user)
+        except SpawnFailed:
+            if user is not None:
+                raise
+            return "/", str(os.geteuid())  # a container's user often has a number alone
         return account.pw_dir, account.pw_name
 
     def usage(self, identity: Identity) -> Mapping[str, float] | None:

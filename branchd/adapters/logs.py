@@ -80,13 +80,18 @@ class _Watched:
 
     def _look(self, now: float) -> float:
         size = os.stat(self.log.path, follow_symlinks=False).st_size
+        # A look right after another says nothing of how fast the log grows, nor does the first one at a full log.
+        early = now - self.looked < FLOOR / 2
         if size == self.size:
-            return QUIET
+            return FLOOR if early else QUIET
         turn = self.log.rotate(self.rotate_at, self.keep)
+        early = early or (self.backlog is None and turn.archived > 0)
         growth = 0 if self.backlog is None else turn.archived + turn.left - self.backlog
         self.size, self.backlog = -1 if turn.archived else size, turn.left
         if turn.archived and turn.left > self.rotate_at:
             return 0  # in the next round, so that the other logs have their turns
+        if early:
+            return FLOOR
         return pause(turn.left, growth / max(now - self.looked, FLOOR), self.rotate_at)
 
 
@@ -124,7 +129,9 @@ class FileLogs:
         self._wake_at(now)
 
     def forget(self, key: Key) -> None:
-        self._watched.pop(key, None)
+        """After a last look: what a program wrote just before it ended is rotated too."""
+        for watched in self._watched.pop(key, ()):
+            self._rotating.submit(watched.look)
         if not self._watched and self._timer is not None:
             self._timer.cancel()
             self._timer = None

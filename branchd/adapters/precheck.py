@@ -125,7 +125,8 @@ def _check_program(path: str, who: Credentials | None) -> None:
 def _check_first_line(path: str, who: Credentials | None) -> None:
     """A missing interpreter would give ENOENT, as if the script were not there; without '#!' some shells run it."""
     try:
-        with open(path, "rb") as file:
+        # It was a regular file just now; a pipe that its owner has put there since would keep the daemon waiting.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             start = file.read(256)
     except OSError:  # may be executed but not read
         return

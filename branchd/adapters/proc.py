@@ -64,7 +64,10 @@ def mark(pid: int) -> str | None:
         return None
     if prefix not in environ:  # nearly all of a machine's processes: spare them the splitting
         return None
-    return next((entry[len(prefix) :].decode() for entry in environ.split(b"\0") if entry.startswith(prefix)), None)
+    return next(
+        (entry[len(prefix) :].decode(errors="replace") for entry in environ.split(b"\0") if entry.startswith(prefix)),
+        None,
+    )
 
 
 def cgroup(pid: int | str) -> str | None:

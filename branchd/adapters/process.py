@@ -104,6 +104,8 @@ class LinuxProcesses:
                 process.watch.close()
         self._running.clear()
         self._trees.clear()
+        if self._cgroups is not None:
+            self._cgroups.remove()
 
     def spawn(
         self, key: Key, nonce: str, launch: Launch, stdout: int, stderr: int, on_exit: Callable[[Exit], None]

@@ -10,7 +10,7 @@ from branchd.branch.journal import Told
 from branchd.branch.records import AppRecord, Put, QueueRecord, RemoveApp, RemoveQueue
 from branchd.branch.view import render_app, render_queue
 from branchd.core.errors import Conflict, Invalid
-from branchd.core.spec import Wanted
+from branchd.core.spec import Unusable, Wanted
 from branchd.wire.resources import App, Queue
 from branchd.wire.spec import accept, patched
 
@@ -59,8 +59,10 @@ class Apps:
         # A change that would break an instance is refused before anything is written.
         specs = {}
         for supervisor in self._fleet.of(app):
+            unusable = isinstance(supervisor.spec, Unusable)  # already, so this breaks nothing
+            judge = self._definitions.standing if unusable else self._definitions.effective
             try:
-                specs[supervisor] = self._definitions.effective(new, supervisor.record.spec)
+                specs[supervisor] = judge(new, supervisor.record.spec)
             except Invalid as invalid:
                 raise Invalid(invalid.faults, f"instance {supervisor.key} would be invalid") from None
         kind = "app.created" if old is None else "app.changed"

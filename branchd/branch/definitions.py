@@ -10,7 +10,7 @@ from branchd.branch.records import AppRecord, QueueRecord, Snapshot
 from branchd.branch.world import Policies
 from branchd.core.errors import Fault, Invalid, NotFound
 from branchd.core.faults import name_fault, queue_fault
-from branchd.core.spec import Kind, Spec
+from branchd.core.spec import Kind, Pool, Restart, Spec, Unusable, Wanted
 from branchd.core.values import Key, QueueDeclaration
 from branchd.wire.decode import decode
 from branchd.wire.resources import QueueBody
@@ -25,7 +25,9 @@ class Definitions:
         """`own_account`: the name of the account that the daemon runs as."""
         self._policies = policies
         self._own_account = own_account
-        self.apps = {app.name: app for app in snapshot.apps}
+        # The definition of an app may come later than its instances.
+        self.apps = {instance.key.app: AppRecord(instance.key.app, {}) for instance in snapshot.instances}
+        self.apps |= {app.name: app for app in snapshot.apps}
         self.queues: dict[str, dict[str, QueueRecord]] = {}
         for record in snapshot.queues:
             self.queues.setdefault(record.app, {})[record.queue.name] = record
@@ -61,6 +63,20 @@ class Definitions:
             raise Invalid([fault])
         return spec
 
+    def standing(self, app: AppRecord, raw: Mapping[str, Any]) -> Spec:
+        """As effective(), of what was accepted before; Unusable where that is wrong today."""
+        try:
+            return self.effective(app, raw)
+        except Invalid as invalid:
+            given = {**app.spec, **raw}
+            return Unusable(
+                kind=Kind.COMMAND if given.get("kind") == Kind.COMMAND else Kind.CELERY,
+                pool=Pool.SOLO,  # nothing is told to a worker of unknown bounds
+                restart=Restart(max_restarts=0),
+                wanted=Wanted.DOWN if given.get("wanted") == Wanted.DOWN else Wanted.UP,
+                why=f"its spec is not valid any more: {'; '.join(map(_told, invalid.faults[:10]))}",
+            )
+
     def _account_fault(self, spec: Spec) -> Fault | None:
         allowed = self._policies.allow_users
         user = spec.user or self._own_account
@@ -73,6 +89,12 @@ class Definitions:
         for field, value in (("{app}", key.app), ("{name}", key.name), ("{branch}", self._policies.name)):
             name = name.replace(field, value)
         return name
+
+
+def _told(fault: Fault) -> str:
+    """For everybody who may read: without the value where it may be a secret."""
+    secret = fault.pointer.startswith(("/env", "/broker"))
+    return f"{fault.pointer}: {'is not valid' if secret else fault.detail}"
 
 
 def check_name(name: str, pointer: str, what: str) -> None:

@@ -5,9 +5,9 @@ overwrite each other; no lock is held while a process is waited for.
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Coroutine, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -18,9 +18,13 @@ from branchd.branch.supervisor import Supervisor
 from branchd.branch.watch import Watch
 from branchd.branch.world import Policies, World
 from branchd.core.errors import BranchdError, Conflict, NotFound, Stale, Unavailable
+from branchd.core.spec import Unusable
 from branchd.core.values import Key
 
 log = structlog.get_logger(__name__)
+
+#: seconds until an instance whose removal failed is tried to be removed again
+REMOVE_AGAIN = 1.0
 
 
 class Fleet:
@@ -31,16 +35,20 @@ class Fleet:
         self.stopping = False  #: nothing new is started
         self._branch = policies.name
         self._watch = Watch(world.clock)
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        #: only those in use: anybody may ask for an app that does not exist
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         runs = {run.key: run for run in snapshot.runs}
         self._supervisors: dict[Key, Supervisor] = {}
         for instance in snapshot.instances:
             app = self.definitions.app(instance.key.app)
-            self._supervisors[instance.key] = self._supervisor(app, instance, runs.get(instance.key))
+            supervisor = self._supervisor(app, instance, runs.get(instance.key))
+            if isinstance(supervisor.spec, Unusable):
+                log.warning("unusable", instance=str(instance.key), reason=supervisor.spec.why)
+            self._supervisors[instance.key] = supervisor
 
     def lock(self, app: str) -> asyncio.Lock:
-        return self._locks[app]
+        return self._locks.setdefault(app, asyncio.Lock())
 
     # Who is there
 
@@ -86,7 +94,10 @@ class Fleet:
         await self.journal.commit(Put(record), *further, events=[("instance.created", key.app, key.name, {})])
         supervisor = self._supervisor(self.definitions.app(key.app), record, None)
         self._supervisors[key] = supervisor
-        supervisor.want(supervisor.spec.wanted)
+        if self.stopping:
+            supervisor.retire()  # the daemon's end began meanwhile: the next one starts it
+        else:
+            supervisor.want(supervisor.spec.wanted)
         return supervisor
 
     async def write(self, supervisor: Supervisor, raw: Mapping[str, Any]) -> None:
@@ -95,7 +106,11 @@ class Fleet:
         key = record.key
         if record.deleting:
             raise Conflict(f"{key} is being deleted")
-        spec = self.definitions.effective(self.definitions.app(key.app), raw)
+        app = self.definitions.app(key.app)
+        if isinstance(supervisor.spec, Unusable) and {**raw, "wanted": None} == {**record.spec, "wanted": None}:
+            spec = self.definitions.standing(app, raw)  # what is wrong with it must not keep anybody from stopping it
+        else:
+            spec = self.definitions.effective(app, raw)
         if dict(raw) == dict(record.spec):
             return
         new = InstanceRecord(key, raw, record.generation + 1, record.created_at)
@@ -111,7 +126,7 @@ class Fleet:
             going = InstanceRecord(key, record.spec, record.generation, record.created_at, deleting=True)
             await self.journal.commit(Put(going), events=[("instance.deleting", key.app, key.name, {})])
             supervisor.redefine(going, supervisor.spec, None)
-        supervisor.stop()
+        supervisor.retire()
 
     def _settled(self, supervisor: Supervisor) -> None:
         if supervisor.record.deleting:
@@ -119,16 +134,22 @@ class Fleet:
 
     async def _remove(self, supervisor: Supervisor) -> None:
         key = supervisor.key
-        async with self._locks[key.app]:
+        async with self.lock(key.app):
             if self._supervisors.get(key) is not supervisor or not supervisor.settled:
                 return
-            await self.world.logs.remove(key)
-            await self.journal.commit(RemoveInstance(key), events=[("instance.deleted", key.app, key.name, {})])
+            try:
+                await self.world.logs.remove(key)
+                await self.journal.commit(RemoveInstance(key), events=[("instance.deleted", key.app, key.name, {})])
+            except Unavailable as error:
+                # What was promised is done when it can be: a full disk only delays it.
+                log.warning("not deleted yet", instance=str(key), reason=error.detail)
+                asyncio.get_running_loop().call_later(REMOVE_AGAIN, self._settled, supervisor)
+                return
             del self._supervisors[key]
             supervisor.gone()
 
     def _supervisor(self, app: AppRecord, record: InstanceRecord, run: RunRecord | None) -> Supervisor:
-        spec = self.definitions.effective(app, record.spec)
+        spec = self.definitions.standing(app, record.spec)
         return Supervisor(
             self.world,
             self.journal,

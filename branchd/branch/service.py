@@ -63,7 +63,7 @@ class Service:
         self._why_not_ready = "stopping"
         self.events.close()
         for supervisor in self._fleet.all():
-            supervisor.stop()
+            supervisor.retire()
         for supervisor in self._fleet.all():
             while not supervisor.settled:
                 await supervisor.changed()

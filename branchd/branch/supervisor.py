@@ -25,7 +25,7 @@ from branchd.core.errors import NoChannel, Refused, SpawnFailed, StorageFailed, 
 from branchd.core.findings import Finding, Ready, Restart, Tell, Unhealthy
 from branchd.core.lifecycle import Effect, Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol, step
 from branchd.core.reconcile import Work
-from branchd.core.spec import Spec, Stderr, Wanted, launched_with, size_in_bytes
+from branchd.core.spec import Spec, Stderr, Unusable, Wanted, launched_with, size_in_bytes
 from branchd.core.values import Exit, Identity, Key, QueueDeclaration, Stream, signal_number
 from branchd.wire import json
 from branchd.wire.agent import Heartbeat
@@ -36,6 +36,9 @@ log = structlog.get_logger(__name__)
 
 #: seconds within which a worker answers a correction; it is sent again with a later heartbeat
 TELL_TIMEOUT = 10.0
+
+#: corrections under way at a time; a worker that reports thousands of wrong queues gets no task for each of them
+MOST_TOLD = 32
 
 #: lines of the standard error that are kept with an instance's end
 LAST_WORDS = 50
@@ -69,12 +72,15 @@ class Supervisor:
         self._process: Process | None = None
         self._monitor: Monitor | None = None
         self.report: Heartbeat | None = None  #: what the Celery agent said last
+        self._in_flight: tuple[str, ...] = ()  #: tasks that the process before ran when it ended
         #: Why this supervisor itself cannot go on; shown as FATAL. Cleared by the next start.
         self._broken = ""
+        self._retired = False
         self._unsaved = False
         self._mailbox: deque[Event] = deque()
         self._draining: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._telling: list[Mapping[str, Any]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._conditions: tuple[ConditionView, ...] = ()
         self._view: Instance | None = None
@@ -133,7 +139,12 @@ class Supervisor:
         self.post(Event(Symbol.DOWN))
 
     def restart(self) -> None:
-        self.post(Event(Symbol.RESTART))
+        self.post(Event(Symbol.RESTART, self.machine.run))
+
+    def retire(self) -> None:
+        """Stops it for good: the daemon ends or the instance is deleted, and nothing starts it any more."""
+        self._retired = True
+        self.stop()
 
     def kill(self) -> None:
         self.post(Event(Symbol.KILL))
@@ -151,9 +162,7 @@ class Supervisor:
         self.record, self.spec, self._queues = record, spec, queues
         self._touch()
         if self._process is not None:
-            if self.run.launched == self._digest():
-                self.run = replace(self.run, observed_generation=record.generation)
-                self._unsaved = True
+            self._observe()
             self._rotate()
             if self._monitor is not None:
                 self._act(self._monitor.wants(self.work, spec.task_stall_limit))
@@ -216,6 +225,8 @@ class Supervisor:
                 "a start ends them all and begins anew"
             )
             log.error("ambiguous adoption", instance=str(self.key))
+            if self.record.deleting:
+                self.retire()
             return
         elif machine.alive or self.lost:
             identity = run.identity or found
@@ -226,6 +237,8 @@ class Supervisor:
                 if run.started_at is None:
                     self.run = replace(run, started_at=self._world.wall() - self._world.clock() + run.intent)
                 self._took(process)
+                self._observe()
+                self._touch()
             elif machine.alive:
                 self.post(Event(Symbol.EXITED, machine.run))
             else:
@@ -233,7 +246,7 @@ class Supervisor:
                 self.post(Event(Symbol.SPAWN_FAILED, reason="the daemon ended while it was being started", ours=True))
         self._arm()
         if self.record.deleting:
-            self.want(Wanted.DOWN)
+            self.retire()
         elif self.spec.wanted is not self.machine.wanted:
             self.want(self.spec.wanted)
 
@@ -252,15 +265,24 @@ class Supervisor:
         finally:
             self._draining = None
         if self.settled:
+            self._world.logs.forget(self.key)
             self._touch()  # who waits for that looks again
             self._on_settled(self)
 
     async def _handle(self, event: Event) -> None:
+        if event.symbol in (Symbol.UP, Symbol.RESTART) and self._retired:
+            return
         if self._broken:
-            if event.symbol not in (Symbol.UP, Symbol.RESTART):
+            if event.symbol not in (Symbol.UP, Symbol.DOWN, Symbol.RESTART, Symbol.KILL) or event.reason:
                 return
             self._mend()
         before = self.machine
+        if event.symbol is Symbol.RESTART:
+            anew = event.run != before.run
+            if event.reason and (anew or before.wanted is Wanted.DOWN):
+                return  # a monitor's wish: it never starts what somebody stopped
+            if anew:  # whatever stood before it in the mailbox has started it since it was asked for
+                event = Event(Symbol.UP)
         policy = Policy(self.spec.restart, self._driver.stop_plan(self.spec))
         machine, effects = step(before, event, self._world.clock(), policy, self._world.chance())
         self.run = replace(self.run, machine=machine)
@@ -297,6 +319,8 @@ class Supervisor:
         self._forget_process()
         self.run = RunRecord(self.key, Machine(run=self.machine.run), self._world.host.boot)
         self._broken = ""
+        self._unsaved = True
+        self._touch()
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -312,6 +336,8 @@ class Supervisor:
 
     def _spawn(self) -> Event:
         world, run = self._world, self.machine.run
+        if isinstance(self.spec, Unusable):
+            return Event(Symbol.SPAWN_FAILED, run, reason=self.spec.why)
         try:
             home, account = world.host.account(self.spec.user)
             start = Start(self.key, self.spec, self._queues, self._node_name, home, account)
@@ -341,6 +367,12 @@ class Supervisor:
             self._watch.add(self)
         self._act(self._monitor.began(now))
 
+    def _observe(self) -> None:
+        """A change that needs no restart is taken up as soon as it is made."""
+        if self.run.launched == self._digest():
+            self.run = replace(self.run, observed_generation=self.record.generation)
+            self._unsaved = True
+
     def _rotate(self) -> None:
         logs = self.spec.logs
         self._world.logs.watch(self.key, size_in_bytes(logs.rotate_at), logs.keep)
@@ -349,6 +381,8 @@ class Supervisor:
         return lambda exit: self.post(Event(Symbol.EXITED, run, exit))
 
     def _ended(self, exit: Exit) -> None:
+        # One that ended well had ended its tasks; of another the last report tells what it was at.
+        self._in_flight = self.report.tasks if self.report is not None and exit.code != 0 else ()
         self._forget_process()
         self.run = replace(self.run, identity=None, last_exit=exit, last_exit_at=self._world.wall())
 
@@ -357,7 +391,6 @@ class Supervisor:
         if self._process is not None:
             self._world.channel.dismiss(self._process.identity.pid)
         self._watch.discard(self)
-        self._world.logs.forget(self.key)
         self._process = self._monitor = self.report = None
         self._conditions = ()
         self._tell_reported()
@@ -372,17 +405,17 @@ class Supervisor:
                     "pid": self._process.identity.pid if self._process else None}  # fmt: skip
             if before.alive and not machine.alive:
                 data["exit"] = str(self.run.last_exit)
+                data["tasks_in_flight"] = list(self._in_flight)
             if machine.state in (State.BACKOFF, State.EXITED, State.FATAL):
                 data["last_words"] = await self._last_words()
-            if before.state is not State.STOPPING and machine.state is State.STOPPING and self.report is not None:
-                data["tasks_in_flight"] = list(self.report.tasks)
             events = [("instance.state", self.key.app, self.key.name, data)]
+        self._unsaved = False  # now: what changes while this is committed is not in it
         try:
             await self._journal.commit(Put(self.run), events=events, regardless=True)
         except StorageFailed as failure:
             log.error("not saved", instance=str(self.key), reason=failure.detail)
+            self._unsaved = True
             return False
-        self._unsaved = False
         return True
 
     async def _last_words(self) -> list[str]:
@@ -435,8 +468,9 @@ class Supervisor:
                     self.post(Event(Symbol.UNHEALTHY, run, reason=reason))
                 case Restart(reason):
                     log.warning("restarting", instance=str(self.key), reason=reason)
-                    self.restart()
-                case Tell(command):
+                    self.post(Event(Symbol.RESTART, run, reason=reason))
+                case Tell(command) if len(self._telling) < MOST_TOLD and command not in self._telling:
+                    self._telling.append(command)
                     self._spawn_task(self._tell(command))
         self._touch_conditions()
 
@@ -448,6 +482,8 @@ class Supervisor:
             return
         except Refused as words:
             refusal = words.detail
+        finally:
+            self._telling.remove(command)
         if monitor is not None and monitor is self._monitor:
             monitor.told(command, refusal)
             self._touch_conditions()

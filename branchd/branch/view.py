@@ -6,7 +6,7 @@ from signal import Signals
 from branchd.branch.records import AppRecord, InstanceRecord, QueueRecord, RunRecord
 from branchd.core.lifecycle import State
 from branchd.core.merge import hide
-from branchd.core.spec import Spec
+from branchd.core.spec import Spec, Unusable
 from branchd.core.values import Truth
 from branchd.wire.resources import (
     App,
@@ -37,13 +37,16 @@ def render(
     """`reported` is what the driver's monitor says; `boot_at` is when the machine booted, seconds since 1970."""
     machine = run.machine
     up = machine.alive
+    unusable = spec.why if isinstance(spec, Unusable) else ""
     conditions = [ConditionView(ConditionType.PROCESS_UP, _truth(up), "" if up else machine.reason)]
     if not any(condition.type is ConditionType.READY for condition in reported):
         conditions.append(ConditionView(ConditionType.READY, _truth(state is State.RUNNING)))
     conditions += reported
     conditions.append(
         ConditionView(
-            ConditionType.CONFIG_CURRENT, _truth(current), "" if current else "restart it to take up its spec"
+            ConditionType.CONFIG_CURRENT,
+            _truth(current),
+            "" if current else unusable or "restart it to take up its spec",
         )
     )
     deadline = machine.deadline if state is State.BACKOFF else None
@@ -56,11 +59,11 @@ def render(
         generation=record.generation,
         created_at=timestamp(record.created_at),
         spec=hide(record.spec),
-        effective=shown(spec),
+        effective={} if unusable else shown(spec),
         status=Status(
             state=state,
             wanted=spec.wanted,
-            reason=broken or machine.reason,
+            reason=broken or unusable or machine.reason,
             pid=run.identity.pid if up and run.identity else None,
             started_at=timestamp(run.started_at) if up and run.started_at is not None else None,
             restarts=machine.restarts,

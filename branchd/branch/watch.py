@@ -4,7 +4,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+import structlog
+
 from branchd.core.health import PERIOD
+
+log = structlog.get_logger(__name__)
 
 
 class Watched(Protocol):
@@ -41,10 +45,13 @@ class Watch:
         # reports that are missing then are those that nobody was there to read.
         paused = now - self._due > PERIOD
         for watched in list(self._watched):
-            if paused:
-                watched.forget(now)
-            else:
-                watched.tick(now)
+            try:
+                if paused:
+                    watched.forget(now)
+                else:
+                    watched.tick(now)
+            except Exception:
+                log.exception("a bug in looking after one process; the others go on")
         self._timer = None
         if self._watched:
             self._arm()

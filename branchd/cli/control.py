@@ -33,3 +33,7 @@ for command in (
     workers.consumer, workers.autoscale, access.token, access.branch, access.whoami,
 ):  # fmt: skip
     main.add_command(command)
+
+
+if __name__ == "__main__":
+    main()

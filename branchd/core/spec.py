@@ -114,14 +114,29 @@ class Spec:
     wanted: Wanted = Wanted.UP
 
 
+@dataclass(frozen=True, slots=True)
+class Unusable(Spec):
+    """Stands for a spec that was accepted once and is wrong now: by this version, or by the branch's configuration.
+
+    What runs already goes on, and can be stopped; nothing is started.
+    """
+
+    why: str = ""
+
+
 #: Fields whose change takes effect at once; a change of any other waits for a restart.
 LIVE = frozenset({"autoscale", "queues", "restart", "stop", "task_stall_limit", "labels", "weight", "wanted"})
 
 
-def launched_with(spec: Spec) -> tuple[object, ...]:
-    """What of a spec its process is started with: equal for two specs between which no restart is needed."""
-    values: list[object] = [getattr(spec, item.name) for item in fields(Spec) if item.name not in LIVE | {"logs"}]
-    return (*values, spec.logs.stderr)
+def launched_with(spec: Spec) -> Mapping[str, object]:
+    """What of a spec its process is started with: equal for two specs between which no restart is needed.
+
+    Without what is as by default, so that a version with more fields finds the processes of this one as they should be.
+    """
+    default = Spec()
+    names = sorted(item.name for item in fields(Spec) if item.name not in LIVE | {"logs"})
+    given = {name: getattr(spec, name) for name in names if getattr(spec, name) != getattr(default, name)}
+    return given if spec.logs.stderr is default.logs.stderr else {**given, "stderr": spec.logs.stderr}
 
 
 def size_in_bytes(size: Size) -> int:

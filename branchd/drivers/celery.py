@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from branchd.core.findings import Finding, Ready, Restart, Tell, Unhealthy
-from branchd.core.health import PERIOD, Healthy, Hold, Hung, Observation, Phase, judge
+from branchd.core.health import PERIOD, SILENT, Healthy, Hold, Hung, Observation, Phase, judge
 from branchd.core.reconcile import Cancel, Consume, Scale, Work, reconcile
 from branchd.core.spec import Autoscale, Pool, Spec, StopStep
 from branchd.core.values import Launch, QueueDeclaration, Truth
@@ -25,8 +25,8 @@ AGENT_PATIENCE = 30.0
 #: heartbeats after which a queue that the worker agreed to consume from, and does not, is a lost consumer
 LOST_AFTER = 5
 
-#: Warm shutdown: TERM to the main process lets running tasks end, 60 s. Then QUIT, but only to prefork: on solo it loses
-#: the running task, on threads it raises NotImplementedError.
+#: Warm shutdown: TERM to the main process lets running tasks end, 60 s. Then QUIT, but only to prefork: on solo it
+#: loses the running task, on threads it raises NotImplementedError.
 STOP_PREFORK = (StopStep("TERM", 60.0), StopStep("QUIT", 10.0))
 STOP = (StopStep("TERM", 60.0),)
 
@@ -92,6 +92,7 @@ class CeleryMonitor:
         self._plain = False
         self._ready = False
         self._held = ""
+        self._silent = False
         #: CPU seconds when it fell silent
         self._cpu: float | None = None
         #: queue -> heartbeats since the worker agreed to consume from it and does not
@@ -104,7 +105,7 @@ class CeleryMonitor:
         return []
 
     def heard(self, report: Heartbeat, now: float) -> Sequence[Finding]:
-        self._report, self._heard_at, self._cpu, self._plain = report, now, None, False
+        self._report, self._heard_at, self._cpu, self._plain, self._silent = report, now, None, False, False
         if report.phase is not Phase.UP:
             self._agreed.clear()
             return []
@@ -153,6 +154,7 @@ class CeleryMonitor:
                 return [Ready()]
             return []
         silent_for = now - self._heard_at
+        self._silent = silent_for > SILENT
         moves = True
         if silent_for > PERIOD * 1.5:
             # Only now, so that a worker that speaks costs no look at /proc.
@@ -175,10 +177,10 @@ class CeleryMonitor:
         match verdict:
             case Healthy():
                 self._well_at, self._held = now, ""
-            case Hold(reason):
+            case Hold(reason) if report.phase is Phase.UP:
                 self._held = reason
-                if report.phase is not Phase.UP:
-                    self._well_at = now
+            case Hold():
+                self._well_at, self._held = now, ""  # conditions() says it with the broker's own words
             case Hung(reason):
                 return [Unhealthy(reason)]
         return []
@@ -216,10 +218,12 @@ class CeleryMonitor:
                 ConditionView(ConditionType.QUEUES_IN_SYNC, Truth.UNKNOWN, why),
             ]
         up = report.phase is Phase.UP
-        held = self._held or ("" if up else _not_up(report))
+        held = self._held if up else _not_up(report)
         return [
             ConditionView(ConditionType.READY, Truth.TRUE if up else Truth.FALSE, held),
-            ConditionView(ConditionType.CELERY_RESPONSIVE, Truth.TRUE),
+            ConditionView(
+                ConditionType.CELERY_RESPONSIVE, *((Truth.FALSE, held) if self._silent else (Truth.TRUE, ""))
+            ),
             self._in_sync(report, up),
         ]
 

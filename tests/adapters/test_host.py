@@ -77,6 +77,13 @@ def test_accounts(host: Host) -> None:
         host.account("nonesuch")
 
 
+def test_a_daemon_whose_user_is_a_number_without_a_name_has_an_account(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    assert host.account(None) == ("/", "54321")
+
+
 def test_usage_is_of_the_whole_tree(host: Host, running: subprocess.Popen[bytes]) -> None:
     usage = host.usage(identity(host, running.pid))
     assert usage is not None

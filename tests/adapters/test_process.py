@@ -749,6 +749,25 @@ async def test_what_merely_descends_from_one_that_ended_is_not_taken_for_it(mach
     assert machine.processes.find({process.nonce: before}) == {}
 
 
+async def test_a_mark_that_somebody_made_up_stops_no_search(machine: Machine) -> None:
+    before = now()
+    process = machine.spawn(machine.shell("sleep 1000"), Exits())
+    liar = machine.spawn(machine.shell(f"{proc.MARK}=$(printf '\\377') exec sleep 1000"), Exits())
+    await until(lambda: proc.mark(liar.identity.pid) == "\N{REPLACEMENT CHARACTER}")
+    assert machine.processes.find({process.nonce: before}) == {process.nonce: process.identity}
+
+
+async def test_a_pipe_that_took_the_place_of_a_program_keeps_nobody_waiting(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = machine.folder / "program"
+    os.mkfifo(pipe, 0o777)
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "isfile", lambda path: True)  # it was one when it was looked at
+        with pytest.raises(SpawnFailed):
+            machine.spawn(Launch((str(pipe),), "/", {"PATH": PATH}), Exits())
+
+
 def carrier(pid: int, started: int, parent: int = 1) -> proc.Stat:
     return proc.Stat(pid=pid, state="S", parent=parent, session=pid, cpu=0, started=started)
 

@@ -44,10 +44,7 @@ class Programs:
         """The pids of all that run now, by name; a zombie has no arguments any more."""
         found: dict[str, list[int]] = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-            except OSError:
-                continue
+            arguments = _arguments(pid)
             if marked := [word for word in arguments if word.startswith(f"{self._mark}:")]:
                 found.setdefault(marked[0].partition(":")[2], []).append(int(pid))
         return found
@@ -69,6 +66,20 @@ class Programs:
             return not left
 
         until_sync(gone, 20, "the tests' programs to end")
+
+
+def _arguments(pid: str) -> list[str]:
+    for _ in range(1000):
+        try:
+            content = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if not content:
+                os.readlink(f"/proc/{pid}/exe")  # zombies and the kernel's own have none
+        except OSError:
+            break
+        if content:
+            return content.decode(errors="replace").split("\0")
+        # in the midst of an exec, where the old arguments are gone and the new ones not there yet
+    return []
 
 
 def ignores(pid: int, number: int) -> bool:

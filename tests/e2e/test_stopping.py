@@ -68,7 +68,7 @@ async def test_a_stop_that_outlives_its_patience_kills_the_tree(
         await until(lambda pool=pool: not alive(grandchildren[pool]), 10, f"the grandchild of {pool} to end")
     in_flight = {}
     async for event in branch.client.events(after):
-        if event["data"].get("to") == "STOPPING":
+        if event["data"].get("to") == "STOPPED":
             in_flight[event["instance"]] = event["data"]["tasks_in_flight"]
         if len(in_flight) == len(POOLS):
             break

@@ -157,40 +157,29 @@ async def test_a_stop_plan_goes_on_under_the_next_daemon(programs: Programs, mak
     assert programs.running() == {}
 
 
-async def test_a_restart_that_was_under_way_is_finished_by_the_next_daemon(
+async def test_a_restart_and_a_delete_that_were_under_way_are_finished_by_the_next_daemon(
     programs: Programs, make_branch: Maker
 ) -> None:
     branch = await started(make_branch)
-    await create(branch, "slow", programs.stubborn("slow"), stop=stop_plan(2))
-    pid = programs.only("slow")
-    await until(lambda: ignores(pid, signal.SIGTERM))
-    await branch.client.restart("shop", "slow")
+    for name in ("again", "doomed"):
+        await create(branch, name, programs.stubborn(name), stop=stop_plan(2))
+    again, doomed = programs.only("again"), programs.only("doomed")
+    await until(lambda: ignores(again, signal.SIGTERM) and ignores(doomed, signal.SIGTERM))
+    await branch.client.restart("shop", "again")
+    assert not await branch.client.delete_instance("shop", "doomed")
     branch.kill()
-    assert alive(pid)
-    await branch.start()
-    status = await branch.state("shop", "slow", "RUNNING")
-    await until(lambda: programs.only("slow") != pid)
-    status = await branch.state("shop", "slow", "RUNNING")
-    assert (status["pid"], status["restarts"]) == (programs.only("slow"), 0), "asked for, and no crash"
-
-
-async def test_a_delete_that_was_under_way_is_finished_by_the_next_daemon(
-    programs: Programs, make_branch: Maker
-) -> None:
-    branch = await started(make_branch)
-    await create(branch, "slow", programs.stubborn("slow"), stop=stop_plan(2))
-    pid = programs.only("slow")
-    await until(lambda: ignores(pid, signal.SIGTERM))
-    assert not await branch.client.delete_instance("shop", "slow")
-    branch.kill()
-    assert alive(pid)
+    assert alive(again)
+    assert alive(doomed)
     await branch.start()
 
-    async def gone() -> bool:
-        return not (await branch.client.instances())["items"]
+    async def finished() -> bool:
+        running = programs.running()
+        names = [item["name"] for item in (await branch.client.instances())["items"]]
+        return names == ["again"] and running.keys() == {"again"} and running["again"] != [again]
 
-    await until(gone, 30)
-    assert programs.running() == {}
+    await until(finished, 30)
+    status = await branch.state("shop", "again", "RUNNING")
+    assert (status["pid"], status["restarts"]) == (programs.only("again"), 0), "asked for, and no crash"
 
 
 async def test_an_instance_in_backoff_waits_on_under_the_next_daemon(programs: Programs, make_branch: Maker) -> None:
@@ -220,22 +209,23 @@ async def test_an_instance_in_backoff_waits_on_under_the_next_daemon(programs: P
     assert (await branch.status("shop", "patient"))["pid"] == programs.only("patient")
 
 
-@pytest.mark.parametrize(
-    ("policy", "state", "restarts"), [("always", "RUNNING", 1), ("on-failure", "RUNNING", 1), ("never", "EXITED", 0)]
-)
-async def test_one_that_was_killed_while_no_daemon_was_there_counts_as_crashed(
-    policy: str, state: str, restarts: int, programs: Programs, make_branch: Maker
+async def test_those_that_were_killed_while_no_daemon_was_there_count_as_crashed(
+    programs: Programs, make_branch: Maker
 ) -> None:
     branch = await started(make_branch)
-    await create(branch, "w", programs.waiting("w"), restart={"policy": policy})
-    pid = programs.only("w")
+    expected = {"always": ("RUNNING", 1), "on-failure": ("RUNNING", 1), "never": ("EXITED", 0)}
+    for policy in expected:
+        await create(branch, policy, programs.waiting(policy), restart={"policy": policy})
+    before = {policy: programs.only(policy) for policy in expected}
     branch.kill()
-    os.kill(pid, signal.SIGKILL)
-    await until(lambda: not alive(pid))
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: not any(map(alive, before.values())))
     await branch.start()
-    status = await branch.state("shop", "w", state)
-    assert status["restarts"] == restarts
-    assert status["pid"] != pid
+    for policy, (state, restarts) in expected.items():
+        status = await branch.state("shop", policy, state)
+        assert status["restarts"] == restarts
+        assert status["pid"] != before[policy]
     assert await as_supervised(branch, programs)
 
 

@@ -79,11 +79,14 @@ async def replaced(programs: Programs, main: int, escaped: int) -> None:
     assert not alive(escaped)
 
 
-async def test_a_stop_that_outlives_its_patience_kills_the_whole_tree(
+async def test_a_stop_that_outlives_its_patience_kills_the_whole_tree_and_no_other(
     branch: RunningBranch, programs: Programs
 ) -> None:
     await start(branch)
     await escaping(branch, programs)
+    body = {"name": "other", "command": programs.escaping("other", "other-escaped"), "stop": stop_plan(0.5)}
+    await branch.client.create_instance("shop", body, wait=30)
+    await until(lambda: programs.running().keys() == {"main", "escaped", "other", "other-escaped"})
     stopped = await branch.client.stop("shop", "main", wait=30)
     assert stopped["status"]["state"] == "STOPPED"
     assert stopped["status"]["last_exit"]["signal"] == "SIGKILL"

@@ -108,6 +108,10 @@ def test_what_is_no_message_is_a_value_error(raw: bytes) -> None:
         parse(raw)
 
 
+def test_more_queues_than_a_worker_has_are_too_many_to_tell() -> None:
+    assert parse(json.dumps({**FULL, "queues": ["q"] * 1001})).queues is None
+
+
 def test_replies() -> None:
     assert parse(b'{"type": "reply", "id": 7, "ok": {"min": 1}}') == Reply(7, ok={"min": 1})
     assert parse(b'{"type": "reply", "id": 7, "error": "no"}') == Reply(7, error="no")
