@@ -59,8 +59,8 @@ class Definitions:
         default_user = self._policies.default_user
         defaults = {} if default_user is None else {"user": default_user}
         spec = effective(dict(app.spec), dict(raw), defaults)
-        if fault := self._account_fault(spec):
-            raise Invalid([fault])
+        if faults := self._account_faults(spec):
+            raise Invalid(faults)
         return spec
 
     def standing(self, app: AppRecord, raw: Mapping[str, Any]) -> Spec:
@@ -77,12 +77,19 @@ class Definitions:
                 why=f"its spec is not valid any more: {'; '.join(map(_told, invalid.faults[:10]))}",
             )
 
-    def _account_fault(self, spec: Spec) -> Fault | None:
+    def _account_faults(self, spec: Spec) -> list[Fault]:
         allowed = self._policies.allow_users
+        if allowed is None:
+            return []
+        faults = []
         user = spec.user or self._own_account
-        if allowed is None or user in allowed:
-            return None
-        return Fault("/user", f"{user} is not in [auth] allow_users", f"one of {', '.join(allowed) or 'none at all'}")
+        if user not in allowed:
+            hint = f"one of {', '.join(allowed) or 'none at all'}"
+            faults.append(Fault("/user", f"{user} is not in [auth] allow_users", hint))
+        if spec.group is not None:
+            hint = "leave it out: the user's own groups are used"
+            faults.append(Fault("/group", "cannot be chosen where [auth] allow_users is set", hint))
+        return faults
 
     def node_name(self, key: Key) -> str:
         name = self._policies.node_name

@@ -9,20 +9,20 @@ import asyncio
 import hashlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from branchd.branch.attendance import Attendance
 from branchd.branch.journal import Journal
-from branchd.branch.ports import Driver, Monitor, Process, Start
+from branchd.branch.ports import Driver, Process, Start
 from branchd.branch.records import InstanceRecord, Put, RunRecord
 from branchd.branch.view import render
 from branchd.branch.watch import Watch
 from branchd.branch.world import World
-from branchd.core.errors import NoChannel, Refused, SpawnFailed, StorageFailed, Unavailable
-from branchd.core.findings import Finding, Ready, Restart, Tell, Unhealthy
+from branchd.core.errors import NoChannel, SpawnFailed, StorageFailed, Unavailable
 from branchd.core.lifecycle import Effect, Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol, step
 from branchd.core.reconcile import Work
 from branchd.core.spec import Spec, Stderr, Unusable, Wanted, launched_with, size_in_bytes
@@ -30,15 +30,9 @@ from branchd.core.values import Exit, Identity, Key, QueueDeclaration, Stream, s
 from branchd.wire import json
 from branchd.wire.agent import Heartbeat
 from branchd.wire.decode import encode
-from branchd.wire.resources import ConditionView, Instance
+from branchd.wire.resources import Instance
 
 log = structlog.get_logger(__name__)
-
-#: seconds within which a worker answers a correction; it is sent again with a later heartbeat
-TELL_TIMEOUT = 10.0
-
-#: corrections under way at a time; a worker that reports thousands of wrong queues gets no task for each of them
-MOST_TOLD = 32
 
 #: lines of the standard error that are kept with an instance's end
 LAST_WORDS = 50
@@ -69,9 +63,7 @@ class Supervisor:
         self.spec = spec
         self._queues = queues
         self.run = run or RunRecord(record.key, Machine(), world.host.boot)
-        self._process: Process | None = None
-        self._monitor: Monitor | None = None
-        self.report: Heartbeat | None = None  #: what the Celery agent said last
+        self._attendance: Attendance | None = None  #: while there is a process
         self._in_flight: tuple[str, ...] = ()  #: tasks that the process before ran when it ended
         #: Why this supervisor itself cannot go on; shown as FATAL. Cleared by the next start.
         self._broken = ""
@@ -79,13 +71,9 @@ class Supervisor:
         self._unsaved = False
         self._mailbox: deque[Event] = deque()
         self._draining: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._telling: list[Mapping[str, Any]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._conditions: tuple[ConditionView, ...] = ()
         self._view: Instance | None = None
         self._changed = asyncio.Event()
-        self._reported = asyncio.Event()
 
     @property
     def key(self) -> Key:
@@ -97,7 +85,12 @@ class Supervisor:
 
     @property
     def process(self) -> Process | None:
-        return self._process
+        return self._attendance.process if self._attendance is not None else None
+
+    @property
+    def report(self) -> Heartbeat | None:
+        """What the worker's agent said last, while its line is open."""
+        return self._attendance.report if self._attendance is not None else None
 
     @property
     def state(self) -> State:
@@ -122,7 +115,7 @@ class Supervisor:
     def post(self, event: Event) -> None:
         self._mailbox.append(event)
         if self._draining is None:
-            self._draining = self._spawn_task(self._drain())
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def idle(self) -> None:
         """Returns when what was posted so far is done: decided, committed, started or signalled."""
@@ -133,10 +126,10 @@ class Supervisor:
         self.post(Event(Symbol.UP if wanted is Wanted.UP else Symbol.DOWN))
 
     def start(self) -> None:
-        self.post(Event(Symbol.UP))
+        self.want(Wanted.UP)
 
     def stop(self) -> None:
-        self.post(Event(Symbol.DOWN))
+        self.want(Wanted.DOWN)
 
     def restart(self) -> None:
         self.post(Event(Symbol.RESTART, self.machine.run))
@@ -151,9 +144,9 @@ class Supervisor:
 
     def signal(self, number: int) -> bool:
         """To the main process; False when there is none."""
-        if self._process is None:
+        if self.process is None:
             return False
-        self._process.signal(number)
+        self.process.signal(number)
         return True
 
     def redefine(self, record: InstanceRecord, spec: Spec, queues: tuple[QueueDeclaration, ...] | None) -> None:
@@ -161,11 +154,10 @@ class Supervisor:
         before = self.spec
         self.record, self.spec, self._queues = record, spec, queues
         self._touch()
-        if self._process is not None:
+        if self._attendance is not None:
             self._observe()
             self._rotate()
-            if self._monitor is not None:
-                self._act(self._monitor.wants(self.work, spec.task_stall_limit))
+            self._attendance.wants(self.work, spec.task_stall_limit)
         if spec.wanted is not before.wanted:
             self.want(spec.wanted)
         if launched_with(spec) != launched_with(before):
@@ -173,17 +165,26 @@ class Supervisor:
 
     async def ask(self, command: Mapping[str, Any], timeout: float) -> Any:
         """Asks the worker's agent. NoChannel, Refused."""
-        if self._process is None:
+        if self._attendance is None:
             raise NoChannel(f"{self.key} does not run")
-        return await self._world.channel.ask(self._process.identity.pid, command, timeout)
+        return await self._attendance.ask(command, timeout)
 
     async def changed(self) -> None:
         """Returns after the next change of what view() shows, or the end of the instance."""
         await self._changed.wait()
 
     async def reported(self) -> None:
-        """Returns after the next report of the worker, or its end."""
-        await self._reported.wait()
+        """Returns after the next report of the worker, or its end; at once where there is none."""
+        if self._attendance is not None:
+            await self._attendance.reported()
+
+    def heard(self, report: Heartbeat) -> None:
+        if self._attendance is not None:
+            self._attendance.heard(report)
+
+    def hung_up(self) -> None:
+        if self._attendance is not None:
+            self._attendance.hung_up()
 
     def gone(self) -> None:
         """It was deleted."""
@@ -197,8 +198,9 @@ class Supervisor:
         """The same object while nothing changed."""
         if self._view is None:
             self._view = render(
-                self.record, self.spec, self.run, self._branch, self.state, self._broken, self._conditions,
-                current=self._process is None or self.run.launched == self._digest(),
+                self.record, self.spec, self.run, self._branch, self.state, self._broken,
+                self._attendance.conditions if self._attendance is not None else (),
+                current=self._attendance is None or self.run.launched == self._digest(),
                 boot_at=self._world.wall() - self._world.clock(),
             )  # fmt: skip
         return self._view
@@ -260,7 +262,8 @@ class Supervisor:
             # A bug of ours must not reach other instances, nor start anything twice.
             log.exception("supervisor failed", instance=str(self.key))
             self._mailbox.clear()
-            self._broken = f"internal error: {type(error).__name__}: {error}; start it to try again"
+            # Not the error's own words: they may hold a secret, and everybody may read this.
+            self._broken = f"internal error ({type(error).__name__}), see the daemon's log; start it to try again"
             self._touch()
         finally:
             self._draining = None
@@ -273,16 +276,10 @@ class Supervisor:
         if event.symbol in (Symbol.UP, Symbol.RESTART) and self._retired:
             return
         if self._broken:
-            if event.symbol not in (Symbol.UP, Symbol.DOWN, Symbol.RESTART, Symbol.KILL) or event.reason:
+            if event.symbol not in (Symbol.UP, Symbol.DOWN, Symbol.RESTART, Symbol.KILL):
                 return
             self._mend()
         before = self.machine
-        if event.symbol is Symbol.RESTART:
-            anew = event.run != before.run
-            if event.reason and (anew or before.wanted is Wanted.DOWN):
-                return  # a monitor's wish: it never starts what somebody stopped
-            if anew:  # whatever stood before it in the mailbox has started it since it was asked for
-                event = Event(Symbol.UP)
         policy = Policy(self.spec.restart, self._driver.stop_plan(self.spec))
         machine, effects = step(before, event, self._world.clock(), policy, self._world.chance())
         self.run = replace(self.run, machine=machine)
@@ -314,8 +311,8 @@ class Supervisor:
 
     def _mend(self) -> None:
         """Begins anew: whatever is left of its processes ends, whatever is known of them is forgotten."""
-        if self._process is not None:
-            self._process.kill_tree()
+        if self.process is not None:
+            self.process.kill_tree()
         self._forget_process()
         self.run = RunRecord(self.key, Machine(run=self.machine.run), self._world.host.boot)
         self._broken = ""
@@ -328,11 +325,10 @@ class Supervisor:
                 # Its answer comes before whatever waits in the mailbox.
                 self._mailbox.appendleft(self._spawn())
             case Signal(name):
-                if self._process is not None:
-                    self._process.signal(signal_number(name))
+                self.signal(signal_number(name))
             case Kill():
-                if self._process is not None:
-                    self._process.kill_tree()
+                if self.process is not None:
+                    self.process.kill_tree()
 
     def _spawn(self) -> Event:
         world, run = self._world, self.machine.run
@@ -357,15 +353,13 @@ class Supervisor:
         return Event(Symbol.SPAWNED, run)
 
     def _took(self, process: Process) -> None:
-        self._process = process
         self.run = replace(self.run, identity=process.identity)
-        self._monitor = self._driver.monitor(self.spec, self.work)
+        monitor = self._driver.monitor(self.spec, self.work)
+        self._attendance = Attendance(
+            self._world, self._watch, process, monitor, self.machine.run, self.post, self._touch
+        )
         self._rotate()
-        now = self._world.clock()
-        if self._monitor.ticks:
-            self._world.channel.admit(process.identity.pid)
-            self._watch.add(self)
-        self._act(self._monitor.began(now))
+        self._attendance.begin()
 
     def _observe(self) -> None:
         """A change that needs no restart is taken up as soon as it is made."""
@@ -382,18 +376,15 @@ class Supervisor:
 
     def _ended(self, exit: Exit) -> None:
         # One that ended well had ended its tasks; of another the last report tells what it was at.
-        self._in_flight = self.report.tasks if self.report is not None and exit.code != 0 else ()
+        self._in_flight = self._attendance.tasks if self._attendance is not None and exit.code != 0 else ()
         self._forget_process()
         self.run = replace(self.run, identity=None, last_exit=exit, last_exit_at=self._world.wall())
 
     def _forget_process(self) -> None:
         """It is gone, and nothing of its tree may outlive it, or the next one would not be alone."""
-        if self._process is not None:
-            self._world.channel.dismiss(self._process.identity.pid)
-        self._watch.discard(self)
-        self._process = self._monitor = self.report = None
-        self._conditions = ()
-        self._tell_reported()
+        if self._attendance is not None:
+            self._attendance.end()
+            self._attendance = None
         self._world.processes.sweep(self.key, self.run.nonce)
 
     async def _save(self, before: Machine) -> bool:
@@ -402,7 +393,7 @@ class Supervisor:
         events = []
         if machine.state is not before.state or machine.run != before.run:
             data: dict[str, Any] = {"from": before.state.value, "to": machine.state.value, "reason": machine.reason,
-                    "pid": self._process.identity.pid if self._process else None}  # fmt: skip
+                    "pid": self.process.identity.pid if self.process else None}  # fmt: skip
             if before.alive and not machine.alive:
                 data["exit"] = str(self.run.last_exit)
                 data["tasks_in_flight"] = list(self._in_flight)
@@ -435,71 +426,7 @@ class Supervisor:
             # A little late, so that a timer never comes before its time by the difference of two clocks.
             self._timer = asyncio.get_running_loop().call_later(delay + 0.001, self.post, Event(Symbol.TIMER))
 
-    # The driver's monitor
-
-    def heard(self, report: Heartbeat) -> None:
-        if self._monitor is not None:
-            self.report = report
-            self._tell_reported()
-            self._act(self._monitor.heard(report, self._world.clock()))
-
-    def hung_up(self) -> None:
-        if self._monitor is not None:
-            self.report = None
-            self._tell_reported()
-            self._monitor.hung_up(self._world.clock())
-            self._touch_conditions()
-
-    def tick(self, now: float) -> None:
-        if self._monitor is not None and self._process is not None:
-            self._act(self._monitor.tick(now, self._process.cpu_seconds))
-
-    def forget(self, now: float) -> None:
-        if self._monitor is not None:
-            self._monitor.forget(now)
-
-    def _act(self, findings: Sequence[Finding]) -> None:
-        run = self.machine.run
-        for finding in findings:
-            match finding:
-                case Ready():
-                    self.post(Event(Symbol.READY, run))
-                case Unhealthy(reason):
-                    self.post(Event(Symbol.UNHEALTHY, run, reason=reason))
-                case Restart(reason):
-                    log.warning("restarting", instance=str(self.key), reason=reason)
-                    self.post(Event(Symbol.RESTART, run, reason=reason))
-                case Tell(command) if len(self._telling) < MOST_TOLD and command not in self._telling:
-                    self._telling.append(command)
-                    self._spawn_task(self._tell(command))
-        self._touch_conditions()
-
-    async def _tell(self, command: Mapping[str, Any]) -> None:
-        monitor, refusal = self._monitor, None
-        try:
-            await self.ask(command, TELL_TIMEOUT)
-        except NoChannel:
-            return
-        except Refused as words:
-            refusal = words.detail
-        finally:
-            self._telling.remove(command)
-        if monitor is not None and monitor is self._monitor:
-            monitor.told(command, refusal)
-            self._touch_conditions()
-
     # Small things
-
-    def _touch_conditions(self) -> None:
-        """Reports come every two seconds and seldom say something new."""
-        conditions = tuple(self._monitor.conditions()) if self._monitor is not None else ()
-        if conditions != self._conditions:
-            self._conditions = conditions
-            self._touch()
-
-    def _tell_reported(self) -> None:
-        self._reported.set()
-        self._reported = asyncio.Event()
 
     def _touch(self) -> None:
         self._view = None
@@ -508,9 +435,3 @@ class Supervisor:
 
     def _digest(self) -> str:
         return hashlib.sha256(json.dumps(encode(launched_with(self.spec)))).hexdigest()
-
-    def _spawn_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

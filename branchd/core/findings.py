@@ -25,10 +25,10 @@ class Tell:
 
 
 @dataclass(frozen=True, slots=True)
-class Restart:
+class Renew:
     """It must be restarted by its stop plan: it lives, but does not do what it should."""
 
     reason: str
 
 
-Finding = Ready | Unhealthy | Tell | Restart
+Finding = Ready | Unhealthy | Tell | Renew

@@ -39,6 +39,7 @@ class Symbol(StrEnum):
     UP = "want-up"
     DOWN = "want-down"
     RESTART = "restart"
+    RENEW = "renew"  #: its monitor asks for another process, by the stop plan; what is wanted stays as it is
     KILL = "kill"  #: as want-down, without patience
     SPAWNED = "spawned"
     SPAWN_FAILED = "spawn-failed"
@@ -53,7 +54,7 @@ class Symbol(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Event:
     symbol: Symbol
-    run: int = 0  #: which process it speaks of, for the events that come from one
+    run: int = 0  #: which process it speaks of; of a restart: which one it is to replace
     exit: Exit = Exit()
     reason: str = ""
     ours: bool = False  #: spawn-failed: the fault is the machine's or the daemon's
@@ -171,6 +172,7 @@ TABLE: dict[State, dict[Symbol, Cell | Question]] = {
         Symbol.READY: Cell(State.RUNNING),
         Symbol.EXITED: Question.EXIT,
         Symbol.UNHEALTHY: Cell(State.STARTING, (Do.KILL,)),
+        Symbol.RENEW: _STOP,
         Symbol.TIMER: Cell(State.STARTING, (Do.KILL,)),
         Symbol.ADOPTED: _stay(State.STARTING),
         Symbol.SPEC_CHANGED: _stay(State.STARTING),
@@ -183,6 +185,7 @@ TABLE: dict[State, dict[Symbol, Cell | Question]] = {
         Symbol.READY: _stay(State.RUNNING),
         Symbol.EXITED: Question.EXIT,
         Symbol.UNHEALTHY: Cell(State.RUNNING, (Do.KILL,)),
+        Symbol.RENEW: _STOP,
         Symbol.TIMER: Cell(State.RUNNING, (Do.KILL,)),
         Symbol.ADOPTED: _stay(State.RUNNING),
         Symbol.SPEC_CHANGED: _stay(State.RUNNING),
@@ -205,6 +208,7 @@ TABLE: dict[State, dict[Symbol, Cell | Question]] = {
         Symbol.READY: _stay(State.STOPPING),
         Symbol.EXITED: Question.STOPPED,
         Symbol.UNHEALTHY: _KILL,
+        Symbol.RENEW: _stay(State.STOPPING),
         Symbol.TIMER: Question.PATIENCE,
         Symbol.ADOPTED: _STOP,
         Symbol.SPEC_CHANGED: _stay(State.STOPPING),
@@ -249,7 +253,7 @@ ANSWERS: dict[Question, dict[Answer, Cell]] = {
 _WANTS = {Symbol.UP: Wanted.UP, Symbol.RESTART: Wanted.UP, Symbol.DOWN: Wanted.DOWN, Symbol.KILL: Wanted.DOWN}
 
 #: events that speak of one process, and are stale when that process is gone or another one
-_OF_A_PROCESS = {Symbol.READY, Symbol.EXITED, Symbol.UNHEALTHY}
+_OF_A_PROCESS = {Symbol.READY, Symbol.EXITED, Symbol.UNHEALTHY, Symbol.RENEW}
 
 
 def step(machine: Machine, event: Event, now: float, policy: Policy, chance: float) -> tuple[Machine, list[Effect]]:
@@ -263,6 +267,8 @@ def step(machine: Machine, event: Event, now: float, policy: Policy, chance: flo
         return machine, []
     if symbol is Symbol.TIMER and (machine.deadline is None or now < machine.deadline):
         return machine, []
+    if symbol is Symbol.RESTART and event.run != machine.run:
+        symbol = Symbol.UP  # since it was asked for, another process was started: that is the restart
     machine = replace(machine, wanted=_WANTS.get(symbol, machine.wanted))
     if symbol in (Symbol.SPAWNED, Symbol.ADOPTED):
         machine = replace(machine, alive=True)

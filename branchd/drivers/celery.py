@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from branchd.core.findings import Finding, Ready, Restart, Tell, Unhealthy
+from branchd.core.findings import Finding, Ready, Renew, Tell, Unhealthy
 from branchd.core.health import PERIOD, SILENT, Healthy, Hold, Hung, Observation, Phase, judge
 from branchd.core.reconcile import Cancel, Consume, Scale, Work, reconcile
 from branchd.core.spec import Autoscale, Pool, Spec, StopStep
@@ -193,7 +193,7 @@ class CeleryMonitor:
         self._agreed = {name: count + 1 for name, count in self._agreed.items() if name in lacking}
         if lost := sorted(name for name, count in self._agreed.items() if count > LOST_AFTER):
             self._agreed.clear()
-            return [Restart(f"lost its consumer of {', '.join(lost)} and did not take it up again")]
+            return [Renew(f"lost its consumer of {', '.join(lost)} and did not take it up again")]
         commands: list[Finding] = []
         for correction in corrections:
             match correction:

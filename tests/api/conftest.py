@@ -55,7 +55,7 @@ class House:
     logs: MemoryLogs = field(default_factory=MemoryLogs)
     channel: FakeChannel = field(default_factory=FakeChannel)
 
-    def service(self) -> Service:
+    def service(self, default_user: str | None = None, allow_users: tuple[str, ...] | None = None) -> Service:
         world = World(
             processes=self.processes,
             logs=self.logs,
@@ -67,7 +67,7 @@ class House:
             wall=time.time,
             chance=lambda: 0.5,
         )
-        policies = Policies("here", {}, None, "{app}:{name}@{branch}", None, None)
+        policies = Policies("here", {}, None, "{app}:{name}@{branch}", default_user, allow_users)
         return Service(world, policies, self.store.load(), ADMIN, "0.0.0")
 
 

@@ -125,7 +125,7 @@ async def test_a_worker_that_claims_to_have_lost_its_queues_stays_stopped(servic
     pid = worker.process.identity.pid
     await service.instances.stop("jobs", "w")
     for _ in range(20):  # it agrees to each correction, and never consumes
-        worker._monitor.told({"op": "add_consumer", "queue": {"name": "one"}}, None)
+        worker._attendance._monitor.told({"op": "add_consumer", "queue": {"name": "one"}}, None)
         worker.heard(Heartbeat(phase=Phase.UP, queues=()))
     await worker.idle()
     house.processes.end(pid, Exit(0))

@@ -10,6 +10,7 @@ from branchd.branch.records import InstanceRecord, Put, RunRecord
 from branchd.core.errors import Conflict, Invalid, NotFound, SpawnFailed, Stale, StorageFailed
 from branchd.core.lifecycle import State
 from branchd.core.values import Exit
+from tests.api.conftest import House
 from tests.branch.conftest import ADMIN
 from tests.waiting import until
 
@@ -353,7 +354,7 @@ async def test_a_bug_of_ours_makes_one_instance_fatal_and_leaves_the_others(serv
     for pid in pids.values():
         house.processes.end(pid, Exit(1))
     await until(lambda: state(service, "a") is State.FATAL)
-    assert "internal error: RuntimeError: a bug" in service.instances.get("web", "a").status.reason
+    assert "internal error (RuntimeError)" in service.instances.get("web", "a").status.reason
     await until(lambda: service.instances.get("web", "b").status.pid not in (None, pids["b"]))
     monkeypatch.undo()
     await service.instances.start("web", "a")
@@ -384,3 +385,15 @@ async def test_who_waits_for_ready_is_told_when_it_cannot_come_any_more(service,
     async with asyncio.timeout(10):
         await create(service, "a", restart={"max_restarts": 0})
         assert not await service.instances.wait("web", "a", "ready", 3600)
+
+
+async def test_only_allowed_users_and_none_of_others_groups():
+    house = House()
+    service = house.service(default_user="nobody", allow_users=("nobody", "www-data"))
+    await service.begin()
+    await service.apps.put("web", {"kind": "command", "command": ["serve"]})
+    assert (await service.instances.create(ADMIN, "web", {"name": "a"}))[0].effective["user"] == "nobody"
+    with pytest.raises(Invalid) as raised:
+        await service.instances.create(ADMIN, "web", {"name": "b", "user": "root", "group": "shadow"})
+    assert [fault.pointer for fault in raised.value.faults] == ["/user", "/group"]
+    service.close()

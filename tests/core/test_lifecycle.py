@@ -94,7 +94,7 @@ def test_an_exit_before_ready_is_a_crash():
 
 def test_two_exits_that_race_a_restart_start_one_process():
     machine, effects = walk(
-        RUNNING, Event(Symbol.RESTART), Event(Symbol.EXITED, 1, Exit(0)), Event(Symbol.EXITED, 1, Exit(0))
+        RUNNING, Event(Symbol.RESTART, 1), Event(Symbol.EXITED, 1, Exit(0)), Event(Symbol.EXITED, 1, Exit(0))
     )
     assert (machine.state, machine.crashes) == (State.STARTING, ())
     assert effects == [Signal("TERM"), Spawn(2)]
@@ -136,7 +136,19 @@ def test_an_unhealthy_process_is_killed_and_the_reason_outlives_it():
     assert effects == [Kill(), Spawn(2)]
 
 
-@pytest.mark.parametrize("symbol", [Symbol.READY, Symbol.EXITED, Symbol.UNHEALTHY])
+def test_a_restart_that_was_overtaken_by_another_start_restarts_nothing():
+    second = replace(RUNNING, run=2)
+    assert walk(second, Event(Symbol.RESTART, 1)) == (second, [])
+
+
+def test_a_monitor_renews_a_process_without_wanting_it_up():
+    stopping = replace(RUNNING, state=State.STOPPING, wanted=Wanted.DOWN)
+    assert walk(stopping, Event(Symbol.RENEW, 1)) == (stopping, [])
+    machine, effects = walk(RUNNING, Event(Symbol.RENEW, 1), Event(Symbol.EXITED, 1, Exit(0)))
+    assert (machine.state, machine.crashes, effects) == (State.STARTING, (), [Signal("TERM"), Spawn(2)])
+
+
+@pytest.mark.parametrize("symbol", [Symbol.READY, Symbol.EXITED, Symbol.UNHEALTHY, Symbol.RENEW])
 def test_what_an_earlier_process_did_changes_nothing(symbol):
     second = replace(RUNNING, run=2)
     assert walk(second, Event(symbol, 1)) == (second, [])
@@ -206,7 +218,7 @@ class World(RuleBasedStateMachine):
 
     @rule(symbol=st.sampled_from([Symbol.UP, Symbol.DOWN, Symbol.RESTART, Symbol.KILL, Symbol.SPEC_CHANGED]))
     def operator(self, symbol):
-        self.post(Event(symbol))
+        self.post(Event(symbol, self.machine.run))
 
     @precondition(lambda self: self.spawning)
     @rule()
@@ -221,7 +233,7 @@ class World(RuleBasedStateMachine):
         self.post(Event(Symbol.SPAWN_FAILED, reason="no", ours=ours), chance)
 
     @precondition(lambda self: self.process is not None)
-    @rule(symbol=st.sampled_from([Symbol.READY, Symbol.UNHEALTHY]))
+    @rule(symbol=st.sampled_from([Symbol.READY, Symbol.UNHEALTHY, Symbol.RENEW]))
     def speaks(self, symbol):
         self.post(Event(symbol, self.process, reason="hung"))
 
