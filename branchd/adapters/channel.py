@@ -6,6 +6,7 @@ line, no more.
 """
 
 import asyncio
+import contextlib
 import itertools
 import os
 import socket
@@ -18,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from branchd.core.errors import NoChannel, Refused
+from branchd.core.errors import Fatal, NoChannel, Refused
 from branchd.wire import json
 from branchd.wire.agent import MESSAGE_LIMIT, Heartbeat, Reply, parse
 
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 RATE_LIMIT = 50
 #: connections that wait to be accepted: every worker of a branch may reconnect at once after the daemon's restart
 BACKLOG = 1024
+#: seconds for another daemon to take the connection that shows that it is there
+PROBE_TIMEOUT = 1.0
 #: seconds without accepting when the daemon is out of descriptors
 ACCEPT_PAUSE = 1.0
 #: struct ucred of SO_PEERCRED: pid, uid, gid
@@ -69,22 +72,26 @@ class AgentChannel:
         self._workers: dict[int, Worker] = {}
         self._listener: socket.socket | None = None
         self._numbers = itertools.count(1)
+        self._made = 0  #: inode of our socket
 
     def listen(self, on_message: Callable[[int, Heartbeat], None], on_close: Callable[[int], None]) -> None:
-        """OSError when the socket cannot be made, FileExistsError when something else than a socket is in its place."""
+        """Fatal where another daemon answers on the socket, or it cannot be made."""
         self._on_message = on_message
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
-        self._remove_stale()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
+            self._remove_stale()
             listener.setblocking(False)
             listener.bind(str(self._path))
             self._path.chmod(0o666)  # SO_PEERCRED says who may speak
             listener.listen(BACKLOG)
-        except OSError:
+            self._made = self._path.lstat().st_ino
+        except OSError as error:
             listener.close()
-            raise
+            raise Fatal(
+                f"cannot listen on {self._path}: {error.strerror or error}", "choose another run folder"
+            ) from error
         self._listener = listener
         self._loop.add_reader(listener, self._accept)
 
@@ -95,7 +102,9 @@ class AgentChannel:
         self._loop.remove_reader(self._listener)
         self._listener.close()
         self._listener = None
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if self._path.lstat().st_ino == self._made:  # somebody may have put another in its place
+                self._path.unlink()
         for pid in list(self._workers):
             self.dismiss(pid)
 
@@ -139,7 +148,14 @@ class AgentChannel:
         try:
             if not stat.S_ISSOCK(self._path.lstat().st_mode):
                 raise FileExistsError(f"{self._path} exists and is not a socket")
-            self._path.unlink()
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+                probe.settimeout(PROBE_TIMEOUT)
+                try:
+                    probe.connect(str(self._path))
+                except ConnectionRefusedError:
+                    self._path.unlink()  # whoever made it is gone
+                else:
+                    raise FileExistsError("another daemon listens there")
         except FileNotFoundError:
             pass
 

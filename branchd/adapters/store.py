@@ -66,15 +66,23 @@ class SqliteStore:
         self.commits = 0  #: transactions since load(); fewer than writes where those came together
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._place = (0, 0)  #: device and inode of the file
 
     def load(self) -> Snapshot:
         """Opens the file, makes it where there is none, brings it to this version, and reads everything; Fatal."""
         try:
+            with contextlib.suppress(
+                OSError
+            ):  # what is wrong with it, SQLite says below; its other files get this mode too
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+                self.path.chmod(0o600)
             # Handed over to the thread that is started below, and used by nobody else from then on.
             connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             with contextlib.ExitStack() as undo:
                 undo.callback(connection.close)
                 snapshot = self._prepare(connection)
+                place = self.path.stat()
+                self._place = (place.st_dev, place.st_ino)
                 undo.pop_all()
         except sqlite3.Error as error:
             raise Fatal(f"{self.path} cannot be opened: {error}", _advice(error)) from error
@@ -160,6 +168,7 @@ class SqliteStore:
     def _commit(self, connection: sqlite3.Connection, group: Sequence[_Job]) -> list[_Outcome]:
         """One transaction for all; an outcome for each."""
         try:
+            self._check_place()
             connection.execute("BEGIN IMMEDIATE")
             outcomes = [self._within_savepoint(job.work, connection) for job in group]
             connection.execute("COMMIT")
@@ -170,6 +179,18 @@ class SqliteStore:
             return [_Outcome(error=self._in_words(error)) for _ in group]
         self.commits += 1
         return outcomes
+
+    def _check_place(self) -> None:
+        """What is written to a file that nobody can open again is not kept."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._place:
+            raise StorageFailed(
+                f"{self.path} was removed, moved or replaced while the daemon ran",
+                "put it back, or stop the daemon and start it again; running instances go on",
+            )
 
     def _within_savepoint(self, work: _Work, connection: sqlite3.Connection) -> _Outcome:
         connection.execute("SAVEPOINT one_write")

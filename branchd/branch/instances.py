@@ -10,7 +10,7 @@ from branchd.branch.fleet import Fleet, expect
 from branchd.branch.records import InstanceRecord, Put, ReplyRecord
 from branchd.branch.supervisor import Supervisor
 from branchd.core.access import Principal
-from branchd.core.errors import Conflict, Fault, Invalid, Unavailable
+from branchd.core.errors import Conflict, Fault, Invalid, StorageFailed, Unavailable
 from branchd.core.faults import SIGNALS, name_fault
 from branchd.core.lifecycle import State
 from branchd.core.spec import Wanted
@@ -145,7 +145,17 @@ class Instances:
             if supervisor.record.deleting:
                 raise Conflict(f"{supervisor.key} is being deleted")
             if supervisor.spec.wanted is not wanted:
-                await self._fleet.write(supervisor, {**supervisor.record.spec, "wanted": wanted.value})
+                try:
+                    await self._fleet.write(supervisor, {**supervisor.record.spec, "wanted": wanted.value})
+                except StorageFailed as failure:
+                    if wanted is Wanted.UP:
+                        raise
+                    # What fills the disk must be possible to stop.
+                    action(supervisor)
+                    raise StorageFailed(
+                        f"{supervisor.key} is being stopped, but that is not remembered: {failure.detail}",
+                        f"{failure.hint}; the next daemon starts it again",
+                    ) from None
             action(supervisor)
         return await self._begun(supervisor)
 

@@ -69,6 +69,10 @@ class Service:
                 await supervisor.changed()
         self.close()
 
+    def remaining(self) -> list[str]:
+        """Instances that still have a process, or one on its way."""
+        return [str(supervisor.key) for supervisor in self._fleet.all() if not supervisor.settled]
+
     def kill(self) -> None:
         """While end() waits: no more patience."""
         for supervisor in self._fleet.all():

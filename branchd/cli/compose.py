@@ -37,6 +37,9 @@ log = structlog.get_logger("branchd")
 #: the socket that agents in workers connect to, in the run folder
 AGENT_SOCKET = "agent.sock"
 
+#: seconds between two words about what a stop waits for
+TELL_EVERY = 10.0
+
 
 def run(config: Config) -> int:
     """Runs the daemon until it is told to stop; the exit code. Fatal where it cannot start."""
@@ -104,9 +107,14 @@ async def _serve(config: Config, state: StateFolder, notifier: Notifier) -> int:
         _watchdog(notifier)
         await stopping.wait()
 
-        log.info("stopping", instances=len(service.instances.list()))
+        log.info("stopping", instances=len(service.remaining()))
         notifier.stopping()
-        await service.end()
+        ending = asyncio.create_task(service.end())
+        while not (await asyncio.wait([ending], timeout=TELL_EVERY))[0]:
+            left = service.remaining()
+            log.info("waiting for stop plans", instances=len(left), such_as=left[:5], hint="a second INT kills them")
+            notifier.status(f"waiting for the stop plans of {len(left)} instances")
+        await ending
         log.info("stopped")
         return 0
 
@@ -123,8 +131,14 @@ def _on_signals(service: Service, stopping: asyncio.Event) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    # A terminal that closes is no reason to stop anything. Not SIG_IGN: what we start would inherit that.
-    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    # A terminal that closes, or a recipe for another supervisor, is no reason to end. Not SIG_IGN: what we start would
+    # inherit that.
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        loop.add_signal_handler(number, _ignore, number)
+
+
+def _ignore(number: signal.Signals) -> None:
+    log.info("signal without a meaning here", signal=number.name)
 
 
 def _watchdog(notifier: Notifier) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from branchd.adapters.channel import RATE_LIMIT, AgentChannel
-from branchd.core.errors import NoChannel, Refused
+from branchd.core.errors import Fatal, NoChannel, Refused
 from branchd.wire import agent, json
 from branchd.wire.agent import MESSAGE_LIMIT
 from tests.adapters.conformance_channel import SOON, UP, ChannelConformance, Heard
@@ -168,9 +168,25 @@ class TestAgentChannel(ChannelConformance):
 
     async def test_anything_else_in_its_place_is_left_alone(self, line: SocketLine) -> None:
         line.path.write_text("precious")
-        with pytest.raises(FileExistsError):
+        with pytest.raises(Fatal, match="not a socket"):
             Heard(line.channel)
         assert line.path.read_text() == "precious"
+
+    async def test_a_socket_on_which_another_daemon_answers_is_left_alone(self, line: SocketLine, heard: Heard) -> None:
+        second = AgentChannel(line.path)
+        with pytest.raises(Fatal, match="another daemon listens there"):
+            Heard(second)
+        second.close()
+        line.channel.admit(line.pid)
+        await line.arrive()
+        await until(lambda: line.channel.connected(line.pid), SOON)
+
+    async def test_a_socket_that_somebody_put_in_its_place_is_left_alone(self, line: SocketLine, heard: Heard) -> None:
+        line.path.unlink()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as another:
+            another.bind(str(line.path))
+            line.channel.close()
+            assert line.path.is_socket()
 
     async def test_nothing_is_left_after_close(self, line: SocketLine, heard: Heard) -> None:
         line.channel.close()

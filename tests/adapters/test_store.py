@@ -241,6 +241,30 @@ async def test_another_program_that_holds_the_file_fails_the_write_in_words(tmp_
         await store.write(Put(SHOP))
 
 
+async def test_a_file_that_is_moved_away_takes_nothing_until_it_is_back(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        store.load()
+        await store.write(Put(SHOP))
+        store.path.rename(tmp_path / "elsewhere")
+        with pytest.raises(StorageFailed, match="removed, moved or replaced"):
+            await store.write(Put(MAIL))
+        (tmp_path / "elsewhere").rename(store.path)
+        await store.write(Put(MAIL))
+    with opened(tmp_path) as store:
+        assert store.load().queues == (MAIL,)
+
+
+def test_nobody_else_may_read_its_files(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with opened(tmp_path) as store:
+            store.load()
+            asyncio.run(store.write(Put(SHOP)))
+            assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+    finally:
+        os.umask(before)
+
+
 async def test_the_thread_ends_with_the_process_even_when_nobody_closes(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from branchd.adapters.store import SqliteStore\n"

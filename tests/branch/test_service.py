@@ -220,8 +220,6 @@ async def test_a_full_disk_refuses_what_is_new_and_leaves_what_runs(service, hou
         await create(service, "b")
     with pytest.raises(StorageFailed):
         await service.apps.put("other", {})
-    with pytest.raises(StorageFailed):
-        await service.instances.stop("web", "a")
     assert service.instances.get("web", "a").status.pid == pid
     assert [view.name for view in service.instances.list()] == ["a"]
     house.processes.end(pid, Exit(1))  # cannot be committed, so it cannot be started: it waits for space
@@ -397,3 +395,16 @@ async def test_only_allowed_users_and_none_of_others_groups():
         await service.instances.create(ADMIN, "web", {"name": "b", "user": "root", "group": "shadow"})
     assert [fault.pointer for fault in raised.value.faults] == ["/user", "/group"]
     service.close()
+
+
+async def test_what_fills_the_disk_can_be_stopped_though_that_is_not_remembered(service, house):
+    await create(service, "a")
+    pid = await running(service, "a")
+    house.store.full = True
+    with pytest.raises(StorageFailed, match="not remembered"):
+        await service.instances.stop("web", "a")
+    house.processes.end(pid, Exit(signal=15))
+    await until(lambda: state(service, "a") is State.STOPPED)
+    house.store.full = False
+    await service.instances.stop("web", "a")
+    assert service.instances.get("web", "a").spec["wanted"] == "down"

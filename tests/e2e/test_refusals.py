@@ -153,7 +153,8 @@ async def test_a_damaged_database_is_told_and_not_touched(
 async def test_a_hangup_ends_no_daemon_and_programs_may_still_hear_it(
     programs: Programs, branch: RunningBranch
 ) -> None:
-    os.kill(branch.pid, signal.SIGHUP)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(branch.pid, number)
     assert await branch.client.healthy()
     await branch.client.put_app("shop", {"kind": "command", "restart": {"policy": "never"}})
     await branch.client.create_instance("shop", {"name": "w", "command": programs.waiting("w")}, wait=30)
