@@ -7,8 +7,6 @@ it has lasted longer than the operator allows: restarting either loses work and 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from branchd.core.spec import Pool
-
 #: seconds between two heartbeats of the agent
 PERIOD = 2.0
 
@@ -30,7 +28,6 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    pool: Pool
     phase: Phase
     silent_for: float  #: seconds since the last heartbeat
     cpu_moves: bool  #: the process has used CPU time since it fell silent

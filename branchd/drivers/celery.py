@@ -69,7 +69,7 @@ class CeleryDriver:
         return Work(queues, self._bounds(spec))
 
     def monitor(self, spec: Spec, work: Work) -> "CeleryMonitor":
-        return CeleryMonitor(spec.pool, spec.task_stall_limit, work)
+        return CeleryMonitor(spec.task_stall_limit, work)
 
     def _bounds(self, spec: Spec) -> Autoscale | None:
         if spec.pool is not Pool.PREFORK:
@@ -81,8 +81,7 @@ class CeleryDriver:
 class CeleryMonitor:
     ticks = True
 
-    def __init__(self, pool: Pool, stall_limit: float, work: Work) -> None:
-        self._pool = pool
+    def __init__(self, stall_limit: float, work: Work) -> None:
         self._stall_limit = stall_limit
         self._work = work
         self._report: Heartbeat | None = None
@@ -164,7 +163,6 @@ class CeleryMonitor:
             moves = cpu is not None and cpu != self._cpu
         verdict = judge(
             Observation(
-                pool=self._pool,
                 phase=report.phase,
                 silent_for=silent_for,
                 cpu_moves=moves,

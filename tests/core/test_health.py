@@ -3,10 +3,8 @@ from dataclasses import replace
 import pytest
 
 from branchd.core.health import Healthy, Hold, Hung, Observation, Phase, judge
-from branchd.core.spec import Pool
 
 WELL = Observation(
-    pool=Pool.PREFORK,
     phase=Phase.UP,
     silent_for=1,
     cpu_moves=True,
@@ -24,13 +22,13 @@ WELL = Observation(
         ({"loop_age": None}, Healthy),
         ({"silent_for": 7, "cpu_moves": False}, Hung),  # SIGSTOP, a native deadlock
         ({"silent_for": 7, "cpu_moves": False, "phase": Phase.DOWN}, Hung),
-        ({"silent_for": 7, "pool": Pool.SOLO, "active": 1}, Hold),  # a task holds the interpreter
-        ({"silent_for": 7, "pool": Pool.THREADS, "active": 1, "stalled_for": 101}, Hung),
+        ({"silent_for": 7, "active": 1}, Hold),  # a task holds the interpreter
+        ({"silent_for": 7, "active": 1, "stalled_for": 101}, Hung),
         ({"phase": Phase.BOOT, "loop_age": None}, Hold),  # the broker is down: never a reason to restart
         ({"phase": Phase.DOWN, "loop_age": 500, "stalled_for": 10_000}, Hold),
         ({"loop_age": 60}, Hung),
-        ({"loop_age": 60, "active": 1, "pool": Pool.SOLO}, Hold),
-        ({"loop_age": 60, "active": 1, "pool": Pool.GEVENT, "stalled_for": 101}, Hung),
+        ({"loop_age": 60, "active": 1}, Hold),
+        ({"loop_age": 60, "active": 1, "stalled_for": 101}, Hung),
         ({"phase": Phase.STOPPING, "loop_age": 60}, Healthy),
     ],
 )
