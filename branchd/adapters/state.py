@@ -24,6 +24,7 @@ _ADVICE = {
     errno.EDQUOT: "free space in its quota",
     errno.EROFS: "make its file system writable, or choose another state folder",
     errno.EACCES: "choose a state folder that this user can write to",
+    errno.ENOENT: "choose a state folder where folders can be made",
     errno.ENOTDIR: "choose a state folder that is a folder",
     errno.EEXIST: "choose a state folder that is a folder",
     errno.ELOOP: "replace the symbolic link by what it points to",

@@ -13,7 +13,7 @@ from aiohttp import web
 from branchd.api.encoded import encoded
 from branchd.api.parameters import Form, Parameter, Unfit, text, whole
 from branchd.api.routing import Call
-from branchd.core.errors import NotFound, Stale
+from branchd.core.errors import Fault, Invalid, NotFound, Stale
 from branchd.wire import json
 from branchd.wire.resources import App, Instance
 
@@ -24,8 +24,9 @@ Place = tuple[str, ...]
 
 JSON = "application/json"
 
-#: header of a change
+#: headers of a change
 IF_MATCH = {"If-Match": "Only if it still has this ETag."}
+IF_NONE_MATCH = {"If-None-Match": "`*`: only if it does not exist yet."}
 
 
 def _place(given: str) -> Place:
@@ -72,6 +73,14 @@ def _tagged(call: Call, value: App | Instance, body: bytes, status: int, locatio
 
 def entity_tag(call: Call, value: App | Instance) -> str:
     return f'"{call.service.id}.{value.generation}"'
+
+
+def must_be_new(call: Call) -> bool:
+    """Whether If-None-Match asks for what does not exist. Invalid where it asks for anything else."""
+    header = ",".join(call.request.headers.getall("If-None-Match", []))
+    if header.strip() not in ("", "*"):
+        raise Invalid([Fault("If-None-Match:", "is not valid", "only * is, which means: if it does not exist yet")])
+    return bool(header)
 
 
 def match(call: Call, present: Callable[[], App | Instance]) -> int | None:

@@ -56,22 +56,20 @@ class Guard:
         """WrongHost, CrossOrigin. A browser adds these headers, and a page cannot change them."""
         host = request.headers.get("Host", "")
         connection = peer(request)
-        if connection is None and not self._own(host, request):
-            raise WrongHost(f"{host[:255]!r} is not a name of this server", "add it to [http] allowed_hosts")
+        if connection is None:
+            self._check_name(host, _name(host), request)
+            if request.host != host:  # the target's, in absolute form
+                self._check_name(request.host, request.host, request)
         site = request.headers.get("Sec-Fetch-Site", "none")
         origin = request.headers.get("Origin")
         if site not in {"same-origin", "none"} or (origin is not None and _authority(origin) != host.lower()):
             raise CrossOrigin(f"it comes from {(origin or site)[:255]!r}")
 
-    def _own(self, host: str, request: web.Request) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname
-        except ValueError:
-            return False
-        if name is None or request.transport is None:
-            return False
+    def _check_name(self, given: str, name: str | None, request: web.Request) -> None:
         # An address cannot be rebound, so the one that was connected to is right.
-        return name.rstrip(".") in self._hosts or name == request.transport.get_extra_info("sockname")[0]
+        reached = request.transport.get_extra_info("sockname")[0] if request.transport is not None else None
+        if name is None or (name.rstrip(".") not in self._hosts and name != reached):
+            raise WrongHost(f"{given[:255]!r} is not a name of this server", "add it to [http] allowed_hosts")
 
     def _by_credentials(self, connection: socket.socket) -> Principal:
         _, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -105,6 +103,14 @@ def _groups(connection: socket.socket) -> Collection[int]:
     except OSError:  # more than 256
         return ()
     return struct.unpack(f"{len(packed) // 4}I", packed)
+
+
+def _name(host: str) -> str | None:
+    """The name in a Host header, without a port."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _authority(origin: str) -> str:

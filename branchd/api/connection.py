@@ -1,4 +1,4 @@
-"""One connection: aiohttp's protocol, with our problems for what is not HTTP, a bound, and word of its end."""
+"""One connection: aiohttp's protocol, with our problems for what is not HTTP, limits in time, and word of its end."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from aiohttp.http_exceptions import LineTooLong
 from branchd.api import problems
 from branchd.core.errors import BranchdError
 
-#: of one listener; each costs a descriptor and some 20 KiB
-MOST_CONNECTIONS = 1000
-
-#: seconds without a (whole) request before a connection is closed
+#: seconds between two requests before a connection is closed
 KEEPALIVE = 75.0
+
+#: seconds in which the head of a request must arrive, once it has begun; that of the first, once connected
+HEAD_PATIENCE = 10.0
 
 #: seconds that the rest of a refused body is read and thrown away, so that the client gets to read why
 LINGER = 2.0
@@ -35,11 +35,11 @@ SECURITY_HEADERS = {
 
 
 class Connection(web.RequestHandler):
-    """`peers` holds the connections of the same listener."""
+    """`ended` is called once, when it is over."""
 
-    __slots__ = ("_on_lost", "_peers")
+    __slots__ = ("_ended", "_head_timer", "_on_lost")
 
-    def __init__(self, manager: web.Server, loop: asyncio.AbstractEventLoop, peers: "set[Connection]"):
+    def __init__(self, manager: web.Server, loop: asyncio.AbstractEventLoop, ended: Callable[[], object]):
         super().__init__(
             manager,
             loop=loop,
@@ -51,17 +51,37 @@ class Connection(web.RequestHandler):
             lingering_time=LINGER,
             auto_decompress=False,
         )
-        self._peers = peers
+        self._ended = ended
+        self._head_timer: asyncio.TimerHandle | None = None
         self._on_lost: set[Callable[[], object]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._peers.add(self)
-        if len(self._peers) > MOST_CONNECTIONS:
-            self.force_close()
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        heads = self._request_count
+        super().data_received(data)
+        if self._request_count > heads:
+            self._end_head_timer()
+        elif self._head_timer is None and self._waiter is not None and not self._waiter.done():
+            self._await_head()  # no request is worked on, so this begins one
+
+    def _await_head(self) -> None:
+        self._head_timer = self._loop.call_later(HEAD_PATIENCE, self._give_up)
+
+    def _end_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._peers.discard(self)
+        self._end_head_timer()
+        self._ended()
         super().connection_lost(exc)
         for callback in list(self._on_lost):
             callback()

@@ -9,12 +9,13 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from branchd.api import body, parameters, problems
+from branchd.api.answers import IF_MATCH, IF_NONE_MATCH
 from branchd.api.auth import Guard
 from branchd.api.connection import SECURITY_HEADERS
 from branchd.api.problems import NoSuchPath, WrongMethod
 from branchd.api.routing import Call, House, Route
 from branchd.core.access import Principal, Scope
-from branchd.core.errors import BranchdError, Denied, Invalid, Unavailable
+from branchd.core.errors import BranchdError, Denied, Fault, Invalid, Unavailable
 from branchd.core.faults import name_fault, queue_fault
 
 AiohttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -36,6 +37,7 @@ class Edge:
             if route.changes and not self._house.service.ready:
                 raise Unavailable("; ".join(self._house.service.problems()))
             _check_names(request.match_info)
+            _check_preconditions(request, route)
             values = parameters.read(route.query, request.query)
             value = await body.read(request, route, self._house.settings.body_limit)
             return await route.handler(Call(self._house, request, principal, request.match_info, values, value))
@@ -87,8 +89,17 @@ def _check_names(path: web.UrlMappingMatchInfo) -> None:
         raise Invalid(wrong, "the path names what cannot be")
 
 
+def _check_preconditions(request: web.Request, route: Route) -> None:
+    """A change never disregards the condition that it was asked under."""
+    given = [name for name in (*IF_MATCH, *IF_NONE_MATCH) if name in request.headers and name not in route.headers]
+    if route.changes and given:
+        raise Invalid([Fault(f"{name}:", "is not possible here", "leave it out") for name in given])
+
+
 def _from_aiohttp(error: web.HTTPException, request: web.Request) -> BranchdError:
     match error:
+        case web.HTTPNotFound() if request.method == "CONNECT":
+            return WrongMethod("CONNECT is not possible: this is no proxy", headers={"Allow": "GET, HEAD"})
         case web.HTTPNotFound():
             return NoSuchPath(f"there is no {request.path[:255]!r}", "see /v1/openapi.json")
         case web.HTTPMethodNotAllowed():

@@ -12,8 +12,8 @@ from branchd.api.auth import group_id
 from branchd.api.settings import HttpSettings, TcpListener, UnixListener, address_text, parse_listener
 from branchd.core.errors import Fatal
 
-#: connections that the kernel keeps until they are accepted
-BACKLOG = 512
+#: connections that the kernel keeps until they are accepted; it may have a smaller bound (net.core.somaxconn)
+BACKLOG = 1024
 
 #: of the unix socket: the daemon's user and the group
 SOCKET_MODE = 0o660

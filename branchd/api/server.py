@@ -1,13 +1,12 @@
 """The server: the application made of the routes, and its life on the listeners."""
 
-import asyncio
 from functools import cache
 
 from aiohttp import web
 
 from branchd.api import body, edge, openapi
+from branchd.api.accepting import Acceptor, room
 from branchd.api.auth import Guard
-from branchd.api.connection import Connection
 from branchd.api.encoded import Encoded
 from branchd.api.handlers import ROUTES
 from branchd.api.listeners import Opened, open_all
@@ -46,7 +45,7 @@ class Server:
         self._settings = settings
         self._runner = web.AppRunner(make_app(service, settings), shutdown_timeout=SHUTDOWN_TIMEOUT)
         self._opened: list[Opened] = []
-        self._servers: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -57,23 +56,18 @@ class Server:
         """Opens every listener, and serves; Fatal where one cannot be had."""
         self._opened = open_all(self._settings)
         await self._runner.setup()
-        loop = asyncio.get_running_loop()
         manager = self._runner.server
         assert manager is not None
         for opened in self._opened:
-            # Each listener has connections of its own, so that a crowd on TCP does not lock out the unix socket.
-            peers: set[Connection] = set()
-
-            def connect(peers: set[Connection] = peers) -> Connection:
-                return Connection(manager, loop, peers)
-
-            self._servers.append(await loop.create_server(connect, sock=opened.socket, ssl=opened.tls))
+            acceptor = Acceptor(opened, manager, room(len(self._opened)))
+            acceptor.start()
+            self._acceptors.append(acceptor)
 
     async def stop(self) -> None:
         """Takes no more connections, ends long answers, and leaves the others a moment."""
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.stop()
         await self._runner.cleanup()
         for opened in self._opened:
             opened.close()
-        self._servers, self._opened = [], []
+        self._acceptors, self._opened = [], []

@@ -1,19 +1,29 @@
 """Answers that take long: bounded in number, ended when the client goes or the server stops, dropped when not read."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
+from branchd.api.auth import peer
 from branchd.api.connection import Connection
 from branchd.api.problems import TooMany, internal
+from branchd.core.access import Principal, Scope
+from branchd.core.errors import BranchdError
 
 T = TypeVar("T")
 
 #: followers of logs and subscribers of events together
 MOST_STREAMS = 256
+
+#: of those, the ones that are left to admins on the unix socket, so that nobody else can lock the operator out
+RESERVED = 64
+
+#: of one principal, that is of one token; an admin on the unix socket may have more
+MOST_OF_ONE = 64
 
 #: seconds that a client may leave a full buffer unread
 PATIENCE = 30.0
@@ -24,7 +34,7 @@ PING = 15.0
 
 class Streams:
     def __init__(self) -> None:
-        self._open = 0
+        self._open: Counter[str] = Counter()  #: by the name of the principal
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -34,12 +44,14 @@ class Streams:
         for task in self._tasks:
             task.cancel()
 
-    async def run(self, request: web.Request, pump: Coroutine[Any, Any, None]) -> None:
+    async def run(self, request: web.Request, principal: Principal, pump: Coroutine[Any, Any, None]) -> None:
         """Runs what writes a stream, to its end or the client's or the server's. TooMany."""
-        if self._open >= MOST_STREAMS:
+        try:
+            self._check_room(principal, peer(request) is not None and principal.scope is Scope.ADMIN)
+        except BranchdError:
             pump.close()
-            raise TooMany(f"{MOST_STREAMS} streams are open", "close some, and try again")
-        self._open += 1
+            raise
+        self._open[principal.name] += 1
         try:
             await self.during(request, pump)
         except (ConnectionError, TimeoutError):  # gone, or reads too slowly
@@ -48,7 +60,15 @@ class Streams:
             internal(error, f"{request.method} {request.raw_path!r}")
             _abort(request)
         finally:
-            self._open -= 1
+            self._open[principal.name] -= 1
+            self._open += Counter()  # forgets who has none
+
+    def _check_room(self, principal: Principal, operator: bool) -> None:
+        most = MOST_STREAMS if operator else MOST_STREAMS - RESERVED
+        if self._open.total() >= most:
+            raise TooMany(f"{most} streams are open", "close some, and try again")
+        if not operator and self._open[principal.name] >= MOST_OF_ONE:
+            raise TooMany(f"{MOST_OF_ONE} streams of {principal.name} are open", "close some, and try again")
 
     async def during(self, request: web.Request, work: Coroutine[Any, Any, T]) -> T | None:
         """What it returns, or None when the client went or the server stopped before."""

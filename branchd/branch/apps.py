@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from branchd.branch.definitions import MOST, check_name, declared
-from branchd.branch.fleet import Fleet, expect
+from branchd.branch.fleet import Fleet, expect, expect_new
 from branchd.branch.journal import Told
 from branchd.branch.records import AppRecord, Put, QueueRecord, RemoveApp, RemoveQueue
 from branchd.branch.view import render_app, render_queue
@@ -26,12 +26,14 @@ class Apps:
     def get(self, app: str) -> App:
         return render_app(self._definitions.app(app), len(self._fleet.of(app)))
 
-    async def put(self, app: str, spec: Any, match: int | None = None) -> tuple[App, bool]:
-        """The app, and whether it is new. Invalid also where an instance of it would be."""
+    async def put(self, app: str, spec: Any, match: int | None = None, new: bool = False) -> tuple[App, bool]:
+        """The app, and whether it is new, as with `new` it must be. Invalid also where an instance of it would be."""
         check_name(app, "/app", "app name")
         async with self._fleet.lock(app):
             old = self._definitions.apps.get(app)
             expect(old, match)
+            if new:
+                expect_new(old)
             if old is None and len(self._definitions.apps) >= MOST:
                 raise Conflict(f"there are {MOST} apps already")
             await self._write(app, old, accept(spec, dict(old.spec) if old else {}))
@@ -106,12 +108,14 @@ class Queues:
     def get(self, app: str, queue: str) -> Queue:
         return render_queue(self._definitions.queue(app, queue))
 
-    async def put(self, app: str, queue: str, declaration: Any) -> tuple[Queue, bool]:
-        """The queue, and whether it is new."""
+    async def put(self, app: str, queue: str, declaration: Any, new: bool = False) -> tuple[Queue, bool]:
+        """The queue, and whether it is new, as with `new` it must be."""
         async with self._fleet.lock(app):
             self._definitions.app(app)
             queues = self._definitions.queues.setdefault(app, {})
             created = queue not in queues
+            if new:
+                expect_new(queues.get(queue))
             if created and len(queues) >= MOST:
                 raise Conflict(f"app {app} declares {MOST} queues already")
             record = QueueRecord(app, declared(queue, declaration))

@@ -19,6 +19,9 @@ from branchd.wire.spec import effective
 #: apps, and queues of an app, and instances, that a branch keeps: far above use, far below harm
 MOST = 10_000
 
+#: those of AMQP
+EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
+
 
 class Definitions:
     def __init__(self, policies: Policies, snapshot: Snapshot, own_account: str) -> None:
@@ -123,6 +126,7 @@ def _body_faults(body: QueueBody) -> list[Fault]:
         text = getattr(body, field)
         if text is not None and (len(text.encode()) > 255 or not text.isprintable()):
             faults.append(Fault(f"/{field}", "is not valid", "at most 255 bytes of printable text"))
-    if not body.exchange_type:
-        faults.append(Fault("/exchange_type", "is empty", "direct, topic, fanout, headers or a plugin's own"))
+    if body.exchange_type not in EXCHANGE_TYPES and not body.exchange_type.startswith("x-"):
+        hint = f"one of {', '.join(EXCHANGE_TYPES)}, or a plugin's own, which begins with x-"
+        faults.append(Fault("/exchange_type", f"{body.exchange_type[:80]!r} is not known", hint))
     return faults

@@ -177,6 +177,12 @@ class Fleet:
             level("in the background", error=f"{type(error).__name__}: {error}")
 
 
+def expect_new(record: object | None) -> None:
+    """If-None-Match: it must not exist yet. Stale."""
+    if record is not None:
+        raise Stale("it exists already", "leave If-None-Match out to replace it")
+
+
 def expect(record: AppRecord | InstanceRecord | None, match: int | None) -> None:
     """If-Match: the generation that the writer has seen. Stale."""
     if match is not None and (record is None or record.generation != match):

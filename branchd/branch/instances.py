@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from branchd.branch.fleet import Fleet, expect
+from branchd.branch.fleet import Fleet, expect, expect_new
 from branchd.branch.records import InstanceRecord, Put, ReplyRecord
 from branchd.branch.supervisor import Supervisor
 from branchd.core.access import Principal
@@ -54,6 +54,10 @@ class Instances:
             if idempotency_key is not None and (reply := self._replies.get((principal.name, idempotency_key))):
                 if reply.digest != digest:
                     raise Conflict("this Idempotency-Key was used for another request", "use a new key")
+                if self._fleet.find(Key(reply.app, reply.instance)) is None:
+                    made = f"{reply.app}:{reply.instance}"
+                    raise Conflict(f"{made} was created under this Idempotency-Key, and has been deleted since",
+                                   "use a new key to create another")  # fmt: skip
                 return self.get(reply.app, reply.instance), False
             if name is None:
                 seed = secrets.token_hex(16) if idempotency_key is None else f"{principal.name}\0{idempotency_key}"
@@ -92,13 +96,17 @@ class Instances:
         self._fleet.check_room(key)
         return InstanceRecord(key, raw, 1, self._fleet.world.wall())
 
-    async def put(self, app: str, name: str, spec: Any, match: int | None = None) -> tuple[Instance, bool]:
-        """The instance, and whether it is new."""
+    async def put(
+        self, app: str, name: str, spec: Any, match: int | None = None, new: bool = False
+    ) -> tuple[Instance, bool]:
+        """The instance, and whether it is new, as with `new` it must be."""
         given = _object(spec)
         async with self._fleet.lock(app):
             self._fleet.definitions.app(app)
             supervisor = self._fleet.find(Key(app, name))
             expect(supervisor.record if supervisor else None, match)
+            if new:
+                expect_new(supervisor)
             created = supervisor is None
             if supervisor is None:
                 supervisor = await self._fleet.add(self._new(app, name, given))

@@ -26,11 +26,11 @@ from branchd.core.errors import NoChannel, SpawnFailed, StorageFailed, Unavailab
 from branchd.core.lifecycle import Effect, Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol, step
 from branchd.core.reconcile import Work
 from branchd.core.spec import Spec, Stderr, Unusable, Wanted, launched_with, size_in_bytes
-from branchd.core.values import Exit, Identity, Key, QueueDeclaration, Stream, signal_number
+from branchd.core.values import Exit, Identity, Key, QueueDeclaration, Stream, Truth, signal_number
 from branchd.wire import json
 from branchd.wire.agent import Heartbeat
 from branchd.wire.decode import encode
-from branchd.wire.resources import Instance
+from branchd.wire.resources import ConditionType, Instance
 
 log = structlog.get_logger(__name__)
 
@@ -98,7 +98,10 @@ class Supervisor:
 
     @property
     def ready(self) -> bool:
-        return self.state is State.RUNNING
+        """It does its work now: a worker that has lost its broker runs, and is not ready."""
+        said = self._attendance.conditions if self._attendance is not None else ()
+        doubted = any(one.type is ConditionType.READY and one.status is not Truth.TRUE for one in said)
+        return self.state is State.RUNNING and not doubted
 
     @property
     def settled(self) -> bool:

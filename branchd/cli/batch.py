@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import click
 
-from branchd.cli.exits import Exit, TimedOut, code
-from branchd.cli.output import as_json, neutral, show
+from branchd.cli.exits import Exit, code
+from branchd.cli.output import as_json, show
 from branchd.cli.selectors import label
 from branchd.cli.session import explain
 from branchd.client.client import Object
@@ -19,9 +19,8 @@ from branchd.core.errors import BranchdError
 #: requests under way at once
 MOST_AT_ONCE = 50
 
-
-class DidNotStart(BranchdError):
-    """It was started and is not up."""
+#: names of those that failed, in the last line; each was told of before
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +61,9 @@ class Batch:
         if self.form == "json":
             show(self.form, {"items": results, "next": None, "partial": False, "unreachable": []}, (), label)
         if failures and len(tasks) > 1:
-            names = ", ".join(label(instance) for instance, _ in failures)
-            click.echo(f"{len(failures)} of {len(tasks)} failed: {names}", err=True)
+            names = ", ".join(label(instance) for instance, _ in failures[:MOST_NAMED])
+            more = f" and {len(failures) - MOST_NAMED} more" if len(failures) > MOST_NAMED else ""
+            click.echo(f"{len(failures)} of {len(tasks)} failed: {names}{more}", err=True)
         return _exit([error for _, error in failures], len(tasks))
 
 
@@ -74,38 +74,3 @@ def _exit(failures: list[BranchdError], asked: int) -> Exit:
         return Exit.PARTIAL
     codes = {code(error) for error in failures}
     return codes.pop() if len(codes) == 1 else Exit.FAILED
-
-
-def state(instance: Object) -> str:
-    """In a few words."""
-    status = instance["status"]
-    words: str = status["state"]
-    if status["pid"] is not None:
-        words += f" (pid {status['pid']})"
-    return f"{words}: {neutral(status['reason'])}" if status["reason"] else words
-
-
-def require_up(instance: Object, seconds: float) -> Object:
-    """The instance when it is ready, or has done what it had to; DidNotStart; TimedOut when `seconds` were too few."""
-    status = instance["status"]
-    ready = {condition["type"]: condition["status"] for condition in status["conditions"]}.get("Ready")
-    last = status["last_exit"] or {}
-    if status["wanted"] == "down" or (status["state"] == "RUNNING" and ready == "True"):
-        return instance
-    if status["state"] == "EXITED" and last.get("code") == 0:
-        return instance
-    if status["state"] in {"FATAL", "EXITED"}:
-        raise DidNotStart(state(instance), f"branchctl logs {label(instance)} shows what it wrote")
-    raise TimedOut(f"not ready within {seconds:g} seconds: {state(instance)}")
-
-
-def require_down(instance: Object, seconds: float) -> Object:
-    if instance["status"]["pid"] is not None or instance["status"]["state"] in {"STOPPING", "STARTING", "BACKOFF"}:
-        raise TimedOut(f"not stopped within {seconds:g} seconds: {state(instance)}")
-    return instance
-
-
-def require_gone(gone: bool, instance: Object, seconds: float) -> Object:
-    if not gone:
-        raise TimedOut(f"not gone within {seconds:g} seconds: its stop plan still runs")
-    return instance

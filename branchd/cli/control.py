@@ -29,8 +29,8 @@ def main(context: click.Context, url: str | None, run: Path | None, token_file: 
 
 for command in (
     instances.ps, instances.show_command, instances.start, instances.stop, instances.restart, instances.signal,
-    instances.rm, watching.logs, watching.events, definitions.create, definitions.app, definitions.queue,
-    workers.consumer, workers.autoscale, access.token, access.branch, access.whoami,
+    instances.rm, watching.logs, watching.events, definitions.create, definitions.set_command, definitions.app,
+    definitions.queue, workers.consumer, workers.autoscale, workers.stats, access.token, access.branch, access.whoami,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -71,8 +71,16 @@ def check(context: click.Context, /, **flags: Any) -> None:
     except BranchdError as error:
         _explain(error)
         context.exit(1)
-    for line in _lines(config):
-        click.echo(line)
+    try:
+        for line in _lines(config):
+            click.echo(line)
+    except BrokenPipeError:
+        raise  # click's: it ends without words
+    except OSError as error:
+        from branchd.cli.output import incomplete
+
+        incomplete("branchd", error)
+        context.exit(1)
 
 
 @main.command()
@@ -102,6 +110,8 @@ def _load(
     log_level: str | None,
 ) -> "Config":
     from branchd.cli.config import load
+    from branchd.cli.doubts import doubts
+    from branchd.cli.output import neutral
 
     flags = {
         ("branch", "state"): state,
@@ -112,7 +122,10 @@ def _load(
         ("mesh", "broker"): broker,
         ("mesh", "neighbourhood"): neighbourhood,
     }
-    return load(config, os.environ, flags)
+    loaded = load(config, os.environ, flags)
+    for doubt in doubts(loaded, os.environ):
+        click.echo(f"branchd: warning: {neutral(doubt)}", err=True)
+    return loaded
 
 
 def _lines(config: "Config") -> list[str]:

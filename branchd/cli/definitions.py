@@ -1,17 +1,18 @@
-"""branchctl create, app, queue: what there is to be."""
+"""branchctl create, set, app, queue: what there is to be."""
 
 import json
 from typing import Any
 
 import click
 
-from branchd.cli.batch import require_up, state
+from branchd.cli.batch import Batch
 from branchd.cli.exits import Exit
-from branchd.cli.options import duration, output, waiting
+from branchd.cli.options import duration, output, patterns, waiting
+from branchd.cli.outcome import Patience, state
 from branchd.cli.output import Column, as_json, neutral, show
-from branchd.cli.selectors import label
+from branchd.cli.selectors import Selection, find, label
 from branchd.cli.session import Session, run
-from branchd.cli.spec_options import ProgramCommand, spec, spec_options
+from branchd.cli.spec_options import ProgramCommand, spec, spec_options, unsetting
 from branchd.client import ApiProblem
 from branchd.client.client import Object
 
@@ -48,14 +49,49 @@ def create(
     What its spec leaves out, the app's says.
     """
     body = spec(**fields) | ({} if name is None else {"name": name})
-    created = run(session.client().create_instance(app, body, wait=timeout if wait else None))
-    if form in {"table", "wide"}:
-        click.echo(f"{label(created)}: created, {state(created)}")
-    else:
-        show(form, created, (), label)
-    if wait:
-        require_up(created, timeout)
-    return Exit.OK
+
+    async def work() -> Exit:
+        client = session.client()
+        patience = Patience(client, timeout)
+        created = await client.create_instance(app, body, wait=patience.ask if wait else None)
+        if form in {"table", "wide"}:
+            click.echo(f"{label(created)}: created, {state(created)}")
+        else:
+            show(form, created, (), label)
+        if wait:
+            await patience.up(created)
+        return Exit.OK
+
+    return run(work())
+
+
+@click.command("set", cls=ProgramCommand)
+@click.argument("selector")
+@spec_options
+@unsetting
+@click.option("--restart", is_flag=True, help="Restart them, so that all of it takes effect.")
+@output
+@click.pass_obj
+def set_command(
+    session: Session, /, selector: str, unset: tuple[str, ...], restart: bool, form: str, **fields: Any
+) -> Exit:
+    """Change what is asked for of instances. What is not given stays; what is unset is as the app has it.
+
+    What a process is started with takes effect with its next start.
+    """
+    patch = spec(**fields) | dict.fromkeys(unset)
+    if not patch and not restart:
+        raise click.UsageError("say what to change: --json, -f, a flag or --unset")
+
+    async def work() -> Exit:
+        client = session.client()
+        batch = Batch(form, await find(client, Selection(patterns((selector,)))))
+        return await batch.run(
+            lambda one: client.patch_instance(one["app"], one["name"], patch, restart=restart),
+            lambda one: f"changed, generation {one['generation']}, {state(one)}",
+        )
+
+    return run(work())
 
 
 @click.group()
@@ -88,7 +124,7 @@ def app_show(session: Session, name: str, form: str) -> None:
 @app.command("set", cls=ProgramCommand)
 @click.argument("name")
 @spec_options
-@click.option("--unset", multiple=True, metavar="FIELD", help="Take a field out; may be repeated.")
+@unsetting
 @click.option("--replace", is_flag=True, help="Make this the whole spec, rather than change what is given.")
 @click.option("--restart", is_flag=True, help="Restart the instances that the change concerns, at once.")
 @output
@@ -98,6 +134,7 @@ def app_set(
 ) -> None:
     """Change an app, or create it. Its instances run on as they are until they are restarted."""
     given = spec(**fields) | dict.fromkeys(unset)
+    values = {field: value for field, value in given.items() if value is not None}
     if replace and (unset or restart):
         raise click.UsageError("--replace goes with neither --unset nor --restart")
 
@@ -107,9 +144,9 @@ def app_set(
             try:
                 return await client.patch_app(name, given, restart=restart), "changed"
             except ApiProblem as problem:
-                if problem.status != 404:
+                if problem.status != 404 or (unset and not values):
                     raise
-        return await client.put_app(name, {k: v for k, v in given.items() if v is not None}), "set"
+        return await client.put_app(name, values), "set"
 
     found, done = run(work())
     if form in {"table", "wide"}:

@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from branchd.cli.batch import Batch, require_down, require_gone, require_up, state
+from branchd.cli.batch import Batch
 from branchd.cli.exits import Exit
 from branchd.cli.options import output, selecting, waiting
+from branchd.cli.outcome import Patience, state
 from branchd.cli.output import Column, as_json, neutral, show
 from branchd.cli.selectors import Selection, find, label
 from branchd.cli.session import Session, run
@@ -103,8 +104,9 @@ def start(session: Session, selection: Selection, wait: bool, timeout: float, fo
     """Start instances, and keep them running."""
 
     async def one(client: BranchdClient, instance: Object) -> Object:
-        answer = await client.start(instance["app"], instance["name"], wait=timeout if wait else None)
-        return require_up(answer, timeout) if wait else answer
+        patience = Patience(client, timeout)
+        answer = await client.start(instance["app"], instance["name"], wait=patience.ask if wait else None)
+        return await patience.up(answer) if wait else answer
 
     return _each(session, selection, form, one)
 
@@ -118,8 +120,9 @@ def stop(session: Session, selection: Selection, wait: bool, timeout: float, for
     """Stop instances by their stop plans."""
 
     async def one(client: BranchdClient, instance: Object) -> Object:
-        answer = await client.stop(instance["app"], instance["name"], wait=timeout if wait else None)
-        return require_down(answer, timeout) if wait else answer
+        patience = Patience(client, timeout)
+        answer = await client.stop(instance["app"], instance["name"], wait=patience.ask if wait else None)
+        return await patience.down(answer) if wait else answer
 
     return _each(session, selection, form, one)
 
@@ -133,8 +136,9 @@ def restart(session: Session, selection: Selection, wait: bool, timeout: float, 
     """Stop instances by their stop plans, and start them with what is now asked for."""
 
     async def one(client: BranchdClient, instance: Object) -> Object:
-        answer = await client.restart(instance["app"], instance["name"], wait=timeout if wait else None)
-        return require_up(answer, timeout) if wait else answer
+        patience = Patience(client, timeout)
+        answer = await client.restart(instance["app"], instance["name"], wait=patience.ask if wait else None)
+        return await patience.up(answer) if wait else answer
 
     return _each(session, selection, form, one)
 
@@ -163,8 +167,9 @@ def rm(session: Session, selection: Selection, wait: bool, timeout: float, form:
     """Stop instances and delete them."""
 
     async def one(client: BranchdClient, instance: Object) -> Object:
-        gone = await client.delete_instance(instance["app"], instance["name"], wait=timeout if wait else None)
-        return require_gone(gone, instance, timeout) if wait else instance
+        patience = Patience(client, timeout)
+        gone = await client.delete_instance(instance["app"], instance["name"], wait=patience.ask if wait else None)
+        return await patience.gone(instance, gone) if wait else instance
 
     return _each(session, selection, form, one, lambda _: "deleted" if wait else "is being deleted")
 

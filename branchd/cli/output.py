@@ -5,8 +5,10 @@ person wrote is made harmless first. What the columns of a command are stands be
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +70,13 @@ def show(form: str, document: Object, columns: Sequence[Column], name: Callable[
             _table(
                 [column.title for column in chosen], [[_cell(column.text(item)) for column in chosen] for item in items]
             )
+
+
+def incomplete(program: str, error: OSError) -> None:
+    """Tells that the output could not be written, such as for a full disk."""
+    with suppress(OSError):  # what is still in the buffer has nowhere to go, and must not fail once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    click.echo(f"{program}: {error.strerror or error} (what is shown is not complete)", err=True)
 
 
 def as_json(value: Any, indent: int | None = None) -> str:

@@ -16,7 +16,7 @@ import click
 
 from branchd.cli import places
 from branchd.cli.exits import Exit, code
-from branchd.cli.output import neutral
+from branchd.cli.output import incomplete, neutral
 from branchd.client import ApiProblem, BranchdClient, Unreachable
 from branchd.core.errors import BranchdError, Invalid
 
@@ -67,14 +67,19 @@ def _listens(family: socket.AddressFamily, address: str | tuple[str, int]) -> bo
 
 
 def read_token(file: Path | None, environment: Mapping[str, str]) -> str | None:
+    """From the file, else the variable; UsageError for what no header can hold."""
     if file is None:
-        return environment.get("BRANCHD_TOKEN") or None
-    try:
-        token = file.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{file}: {getattr(error, 'strerror', None) or 'is not a token'}") from None
-    if not token or not token.isprintable():
-        raise click.UsageError(f"{file}: is not a token")
+        source, token = "the variable BRANCHD_TOKEN", environment.get("BRANCHD_TOKEN", "")
+        if not token:
+            return None
+    else:
+        source = str(file)
+        try:
+            token = file.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.UsageError(f"{file}: {getattr(error, 'strerror', None) or 'is not a token'}") from None
+    if not token or not token.isascii() or not token.isprintable():
+        raise click.UsageError(f"{source}: is not a token")
     return token
 
 
@@ -114,6 +119,22 @@ def explain(error: BranchdError, what: str = "", token: bool = True) -> None:
 
 class EdgeGroup(click.Group):
     """Where errors become words and an exit code; nowhere else in branchctl."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """A reader that goes away (EPIPE) is click's, and ends it without words."""
+        if sys.stdout is None:  # then nothing is done either, for nobody would see what
+            click.echo("branchctl: the standard output is closed", err=True)
+            sys.exit(Exit.FAILED)
+        if sys.stdin is None:
+            sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  # for as long as the process lasts
+        try:
+            return super().main(*arguments, **options)
+        except UnicodeEncodeError as error:
+            click.echo(f"branchctl: {neutral(error.object)[:80]} cannot be written as {error.encoding}", err=True)
+            sys.exit(Exit.USAGE)
+        except OSError as error:
+            incomplete("branchctl", error)
+            sys.exit(Exit.FAILED)
 
     def invoke(self, context: click.Context) -> Any:
         try:

@@ -85,6 +85,9 @@ class Settings:
                 self._set(section, key, self._absolute(key, value, Path.cwd()), "--" + key.replace("_", "-"))
 
     def _set(self, section: str, key: str, value: Any, origin: str) -> None:
+        if key in self.paths and value == "":
+            self.faults.append(Fault(origin, "is empty", "name a path, or leave it out"))
+            return
         self.values.setdefault(section, {})[key] = value
         self.origins[section, key] = origin
 

@@ -3,14 +3,17 @@
 Flags beat the JSON field by field. There is none for `broker`: the password in it would stand in the process list.
 """
 
+import difflib
 import json
 from collections.abc import Callable
+from dataclasses import fields as fields_of
 from typing import Any, TextIO
 
 import click
 
 from branchd.cli.options import Command, bounds, pair
 from branchd.client.client import Object
+from branchd.core.spec import Spec
 
 #: the key in a context's `meta` under which the words after `--` are
 _PROGRAM = "branchd.program"
@@ -72,6 +75,21 @@ def spec_options(command: Command) -> Command:
     return command
 
 
+def _field(text: str) -> str:
+    known = [field.name for field in fields_of(Spec)]
+    if text not in known:
+        close = difflib.get_close_matches(text, known, 1)
+        hint = f"did you mean {close[0]}?" if close else "one of " + ", ".join(known)
+        raise click.BadParameter(f"{text!r} is not a field of a spec; {hint}")
+    return text
+
+
+def unsetting(command: Command) -> Command:
+    return click.option(
+        "--unset", multiple=True, type=_field, metavar="FIELD", help="Take a field out; may be repeated."
+    )(command)
+
+
 def spec(
     text: str | None,
     file: TextIO | None,
@@ -82,7 +100,10 @@ def spec(
     """UsageError where the JSON is none."""
     if text is not None and file is not None:
         raise click.UsageError("--json and -f exclude each other")
-    found = _object(text if text is not None else file.read() if file is not None else "{}")
+    try:
+        found = _object(text if text is not None else file.read() if file is not None else "{}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"-f cannot be read: {error}") from None
     found |= {name: fields[name] for name in _PLAIN if fields[name] is not None}
     found |= {name: list(fields[name]) for name in ("queues", "arguments") if fields[name]}
     for name, given in (("env", env), ("labels", labels)):

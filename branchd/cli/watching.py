@@ -3,7 +3,10 @@
 import asyncio
 import codecs
 import sys
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import BinaryIO
 
 import click
@@ -13,8 +16,17 @@ from branchd.cli.options import patterns
 from branchd.cli.output import as_json, neutral
 from branchd.cli.selectors import Selection, find, label
 from branchd.cli.session import Session, run
-from branchd.client import BranchdClient
+from branchd.client import ApiProblem, BranchdClient, Unreachable
 from branchd.client.client import Object
+
+#: lines of a log to begin with: the most that the API gives
+LONGEST_TAIL = 10_000
+
+#: seconds that a follower of events waits for a daemon that went away
+PATIENCE = 60.0
+
+#: seconds between two looks whether it is there again
+PAUSE = 0.5
 
 #: bytes of a line that are kept back until its end comes, when lines of several instances are told apart
 LONGEST_LINE = 64 << 10
@@ -64,7 +76,8 @@ class Source:
 
 @click.command()
 @click.argument("selectors", nargs=-1, required=True, metavar="SELECTOR...")
-@click.option("-n", "--tail", type=click.IntRange(min=0), default=100, show_default=True, help="Lines to begin with.")
+@click.option("-n", "--tail", type=click.IntRange(0, LONGEST_TAIL), default=100, show_default=True,
+              help="Lines to begin with.")  # fmt: skip
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written, until Ctrl-C.")
 @click.option("--stream", type=click.Choice(["stdout", "stderr"]), default="stdout", show_default=True,
               help="Which one; stdout has both unless the spec's logs.stderr is file.")  # fmt: skip
@@ -100,6 +113,18 @@ async def _copy(client: BranchdClient, instance: Object, source: Source, tail: i
             source.feed(piece)
     finally:
         source.close()
+    if follow:
+        click.echo(f"{label(instance)}: {await _why_ended(client, instance)}", err=True)
+
+
+async def _why_ended(client: BranchdClient, instance: Object) -> str:
+    try:
+        found = await client.instance(instance["app"], instance["name"])
+    except ApiProblem as problem:
+        if problem.status != 404:
+            raise
+        return "it is gone"
+    return "it is gone" if found["created_at"] != instance["created_at"] else "the daemon ended its log"
 
 
 @click.command()
@@ -118,7 +143,8 @@ def events(
 ) -> int:  # fmt: skip
     """Show what happened last, or with -f what happens from now on.
 
-    --tail counts before --app, --instance and --type choose.
+    --tail counts before --app, --instance and --type choose. Following goes on after a restart of the daemon, where it
+    was; without a daemon for a minute it ends.
     """
     if after is not None and tail is not None:
         raise click.UsageError("--after and --tail exclude each other")
@@ -126,7 +152,9 @@ def events(
         tail = 100
 
     async def watch() -> Exit:
-        stream = session.client().events(after, tail=tail, follow=follow, app=app, instance=instance, types=types)
+        client = session.client()
+        select = partial(client.events, follow=follow, app=app, instance=instance, types=types)
+        stream = following(client, select, after, tail) if follow else select(after, tail=tail)
         async with aclosing(stream):
             async for event in stream:
                 if event["type"] == "reset":
@@ -136,6 +164,43 @@ def events(
         return Exit.OK
 
     return run(watch())
+
+
+async def following(
+    client: BranchdClient, select: Callable[..., AsyncGenerator[Object, None]], after: int | None, tail: int | None
+) -> AsyncGenerator[Object, None]:
+    """What select(after, tail=...) gives, and when that ends, what comes after it once the daemon is there again.
+
+    Unreachable where it is not there at first, or not again within PATIENCE seconds.
+    """
+    seen = await client.last_event() if after is None else after
+    start = (seen, None) if tail is None else (None, tail)
+    while True:
+        try:
+            async with aclosing(select(start[0], tail=start[1])) as stream:
+                async for event in stream:
+                    seen = int(event["id"])
+                    yield event
+        except Unreachable as error:
+            click.echo(f"{error.detail}; waiting for the daemon", err=True)
+        else:
+            click.echo(f"{client.url}: the daemon ended the stream; waiting for it", err=True)
+        await _until_there(client)
+        click.echo(f"{client.url}: it is there again; going on after event {seen}", err=True)
+        start = (seen, None)
+
+
+async def _until_there(client: BranchdClient) -> None:
+    """Unreachable."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        await asyncio.sleep(PAUSE)
+        try:
+            if await client.ready() or time.monotonic() > end:  # it may be there, and have other troubles
+                return
+        except Unreachable:
+            if time.monotonic() > end:
+                raise
 
 
 def _line(event: Object) -> str:

@@ -1,4 +1,4 @@
-"""branchctl consumer and autoscale: what Celery workers are told while they run."""
+"""branchctl consumer, autoscale and stats: what workers are told while they run, and what they say."""
 
 from collections.abc import Awaitable, Callable
 
@@ -7,11 +7,14 @@ import click
 from branchd.cli.batch import Batch
 from branchd.cli.exits import Exit
 from branchd.cli.options import output, patterns
-from branchd.cli.output import Column, neutral, show
+from branchd.cli.output import Column, as_json, neutral, show
 from branchd.cli.selectors import Selection, find
 from branchd.cli.session import Session, run
 from branchd.client import BranchdClient
 from branchd.client.client import Object
+
+#: what is wanted is kept, and the worker will be told of it; that it does so already nobody can say
+_UNCONFIRMED = "wanted; the worker has not confirmed it"
 
 _CONSUMING = {True: "yes", False: "no", None: "unknown"}
 
@@ -26,6 +29,21 @@ BOUNDS = (
     Column("MAX", lambda one: one["max"]),
     Column("ACTUAL", lambda one: one["actual"]),
 )
+
+
+USE = (
+    Column("PID", lambda one: one["pid"]),
+    Column("MEMORY", lambda one: _mebibytes(one["rss"])),
+    Column("CPU", lambda one: None if one["cpu_seconds"] is None else f"{one['cpu_seconds']:.1f}s"),
+    Column("PROCESSES", lambda one: one["processes"]),
+    Column("THREADS", lambda one: one["threads"]),
+    Column("FILES", lambda one: one["open_files"]),
+    Column("WORKER", lambda one: one["worker"] and as_json(one["worker"]), wide=True),
+)
+
+
+def _mebibytes(size: int | None) -> str | None:
+    return None if size is None else f"{size / (1 << 20):.1f}MiB"
 
 
 @click.group()
@@ -54,7 +72,11 @@ def consumer_add(session: Session, selector: str, queue: str, form: str) -> int:
     async def one(client: BranchdClient, instance: Object) -> Object:
         return await client.add_consumer(instance["app"], instance["name"], queue)
 
-    return _each(session, selector, form, one, lambda _: f"consumes from {neutral(queue)}")
+    def tell(consumer: Object) -> str:
+        name = neutral(queue)
+        return f"consumes from {name}" if consumer["consuming"] else f"consumer of {name} {_UNCONFIRMED}"
+
+    return _each(session, selector, form, one, tell)
 
 
 @consumer.command("rm")
@@ -67,9 +89,17 @@ def consumer_rm(session: Session, selector: str, queue: str, form: str) -> int:
 
     async def one(client: BranchdClient, instance: Object) -> Object:
         await client.cancel_consumer(instance["app"], instance["name"], queue)
-        return {"queue": queue, "wanted": False, "consuming": None}
+        consumers = (await client.consumers(instance["app"], instance["name"]))["items"]
+        answers = all(consumer["consuming"] is not None for consumer in consumers)
+        still = any(consumer["consuming"] for consumer in consumers if consumer["queue"] == queue)
+        return {"queue": queue, "wanted": False, "consuming": still if answers else None}
 
-    return _each(session, selector, form, one, lambda _: f"no longer consumes from {neutral(queue)}")
+    def tell(consumer: Object) -> str:
+        name = neutral(queue)
+        confirmed = consumer["consuming"] is False
+        return f"no longer consumes from {name}" if confirmed else f"no consumer of {name} {_UNCONFIRMED}"
+
+    return _each(session, selector, form, one, tell)
 
 
 @click.group()
@@ -99,7 +129,21 @@ def autoscale_set(session: Session, selector: str, least: int, most: int, form: 
     async def one(client: BranchdClient, instance: Object) -> Object:
         return await client.set_autoscale(instance["app"], instance["name"], least, most)
 
-    return _each(session, selector, form, one, lambda bounds: f"{bounds['min']} to {bounds['max']} processes")
+    def tell(bounds: Object) -> str:
+        words = f"{bounds['min']} to {bounds['max']} processes"
+        return words if bounds["actual"] is not None else f"{words} {_UNCONFIRMED}"
+
+    return _each(session, selector, form, one, tell)
+
+
+@click.command()
+@click.argument("selector")
+@output
+@click.pass_obj
+def stats(session: Session, selector: str, form: str) -> None:
+    """Show what the processes of one instance use now; with -o wide or json what a Celery worker says of itself too."""
+    found = run(_of_one(session, selector, lambda client, app, name: client.stats(app, name)))
+    show(form, found, USE, lambda _: selector)
 
 
 async def _of_one(

@@ -4,16 +4,22 @@ Duplicate names, NaN and Infinity, lone surrogates and nesting without end are r
 """
 
 import json
+import math
 from typing import Any
 
 #: levels of nesting; nothing here needs ten
 DEPTH = 64
 
+#: of a whole number; nothing here needs twenty
+DIGITS = 100
+
 
 def loads(text: bytes) -> Any:
     """ValueError says what is wrong, in words fit for the person who sent it."""
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer
+        )
         _check(value, DEPTH)
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 at byte {error.start}") from error
@@ -42,11 +48,19 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
+def _integer(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a number has {len(text)} digits; at most {DIGITS}")
+    return int(text)
+
+
 def _check(value: Any, depth: int) -> None:
     if depth == 0:
         raise ValueError("nested too deeply")
     if isinstance(value, str):
         value.encode("utf-8", "strict")
+    elif isinstance(value, float) and math.isinf(value):
+        raise ValueError("a number is too large")
     elif isinstance(value, dict):
         for name, member in value.items():
             name.encode("utf-8", "strict")

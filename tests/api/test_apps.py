@@ -1,5 +1,7 @@
 """Apps and their declared queues over HTTP."""
 
+import pytest
+
 from branchd.branch.service import Service
 from tests.api.conftest import COMMAND, Api
 
@@ -93,3 +95,12 @@ async def test_queues_are_declared_shown_and_forgotten(shop: Api) -> None:
     assert (await shop("DELETE", path)).slug == "not-found"
     wrong = await shop("PUT", path, {"exchange": 1, "type": "x"})
     assert sorted(wrong.pointers) == ["/exchange", "/type"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("fanout", 201), ("x-delayed-message", 201), ("bogus", 422), ("", 422), ("Direct", 422)]
+)
+async def test_an_exchange_is_of_a_type_that_there_is(kind: str, status: int, shop: Api) -> None:
+    answer = await shop("PUT", "/v1/apps/shop/queues/mail", {"exchange_type": kind})
+    assert answer.status == status
+    assert status == 201 or answer.pointers == ["/exchange_type"]

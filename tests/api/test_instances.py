@@ -38,6 +38,10 @@ async def test_an_idempotency_key_creates_once(shop: Api) -> None:
     assert (await shop("POST", path, {"weight": 2}, headers=key)).slug == "conflict"
     for wrong in ("", "x" * 256):
         assert (await shop("POST", path, {}, headers={"Idempotency-Key": wrong})).pointers == ["Idempotency-Key:"]
+    assert (await shop("DELETE", f"{first.headers['Location']}?wait=5s")).status == 204
+    late = await shop("POST", path, {"weight": 1}, headers=key)
+    assert (late.status, late.slug) == (409, "conflict")
+    assert "deleted since" in late.json["detail"]
 
 
 async def test_a_taken_name_an_unknown_app_and_a_count_are_refused(shop: Api) -> None:

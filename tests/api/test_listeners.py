@@ -1,9 +1,11 @@
 """Where the server listens, who may connect there, and what keeps it from starting."""
 
 import asyncio
+import errno
 import grp
 import json
 import os
+import resource
 import socket
 import ssl
 import stat
@@ -16,11 +18,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from branchd.api import accepting
+from branchd.api.accepting import Acceptor
 from branchd.api.server import Server
 from branchd.api.settings import HttpSettings, TcpListener, UnixListener, parse_listener
 from branchd.branch.service import Service
 from branchd.core.errors import Fatal
 from tests.api.conftest import ADMIN
+from tests.waiting import until
 
 #: a group that every Debian has; its members may operate in these tests
 GROUP = "games"
@@ -191,6 +196,80 @@ async def test_insecure_listens_beyond_loopback_and_takes_the_address_that_was_c
             headers = {"Host": host}
             async with session.get(f"http://127.0.0.2:{port}/healthz", headers=headers) as response:
                 assert response.status == status
+
+
+async def healthy(address: str) -> bool:
+    """Whether a listener answers."""
+    unix = address.startswith("unix:")
+    connector = aiohttp.UnixConnector(address.removeprefix("unix:")) if unix else aiohttp.TCPConnector()
+    async with (
+        aiohttp.ClientSession(connector=connector) as session,
+        session.get(f"{'http://branchd' if unix else address}/healthz") as response,
+    ):
+        return response.status == 200
+
+
+def test_the_room_is_shared_and_leaves_descriptors_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    for soft, each in [(1024, 128), (1 << 20, 500), (4, 1)]:
+        monkeypatch.setattr(accepting.resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert accepting.room(2) == each
+
+
+async def test_a_crowd_on_one_listener_waits_and_the_other_listener_still_answers(
+    branch: Service, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(accepting, "MOST_CONNECTIONS", 10)
+    async with serving(branch, ":0", f"unix:{run}/api.sock") as server:
+        tcp, unix = server.addresses
+        host, port = tcp.removeprefix("http://").split(":")
+        crowd = [await asyncio.open_connection(host, int(port)) for _ in range(5)]
+        waiting = asyncio.create_task(healthy(tcp))
+        await until(lambda: "not-accepting" in capsys.readouterr().out)
+        assert await healthy(unix)
+        assert not waiting.done()
+        for _, writer in crowd:
+            writer.close()
+        async with asyncio.timeout(10):
+            assert await waiting
+
+
+async def test_many_connect_at_once(branch: Service, run: Path) -> None:
+    path = f"{run}/api.sock"
+    async with serving(branch, f"unix:{path}"):
+        crowd = [socket.socket(socket.AF_UNIX) for _ in range(400)]  # asyncio's own backlog is 100
+        for one in crowd:
+            one.setblocking(False)
+            one.connect(path)  # BlockingIOError where the backlog is full
+            one.close()
+        assert await healthy(f"unix:{path}")
+
+
+async def test_without_descriptors_it_says_so_once_and_goes_on_when_there_are(
+    branch: Service, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(accepting, "RETRY", 0.01)
+    refused: list[str] = []
+    pause = Acceptor._pause
+    monkeypatch.setattr(Acceptor, "_pause", lambda self, reason: (refused.append(reason), pause(self, reason))[1])
+    path, loop = f"{run}/api.sock", asyncio.get_running_loop()
+    async with serving(branch, f"unix:{path}"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.setblocking(False)
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            free = os.dup(client.fileno())
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+            try:
+                await loop.sock_connect(client, path)
+                await until(lambda: len(refused) >= 3)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            await loop.sock_sendall(client, b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert b"200 OK" in await asyncio.wait_for(loop.sock_recv(client, 100), 10)
+    assert set(refused) == {os.strerror(errno.EMFILE)}
+    said = capsys.readouterr()
+    assert said.out.count("not-accepting") == 1
+    assert "Traceback" not in said.out + said.err
 
 
 async def test_ipv6_loopback_is_served(branch: Service) -> None:

@@ -60,6 +60,22 @@ def test_every_route_is_in_it_once_with_a_summary_and_a_scope(document: dict[str
         assert {"422", "500"} < set(operation["responses"])
 
 
+def test_the_headers_that_mean_something_are_in_it(document: dict[str, Any]) -> None:
+    found = {
+        (method, path, parameter["name"])
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        for parameter in operation["parameters"]
+        if parameter["in"] == "header"
+    }
+    assert {
+        ("post", "/v1/apps/{app}/instances", "Idempotency-Key"),
+        ("put", "/v1/apps/{app}/instances/{instance}", "If-Match"),
+        ("put", "/v1/apps/{app}/instances/{instance}", "If-None-Match"),
+        ("put", "/v1/apps/{app}/queues/{queue}", "If-None-Match"),
+    } < found
+
+
 def test_the_shape_of_a_spec_is_the_dataclass(document: dict[str, Any]) -> None:
     schema = document["components"]["schemas"]["Spec"]
     assert set(schema["properties"]) == set(Spec.__dataclass_fields__)

@@ -5,18 +5,17 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import pytest
 
 from branchd.api import body, connection
-from branchd.api.connection import SECURITY_HEADERS
+from branchd.api.connection import SECURITY_HEADERS, Connection
 from branchd.api.handlers import ROUTES
 from branchd.api.routing import Route
-from branchd.api.server import Server
 from branchd.branch.service import Service
 from branchd.core.access import Scope
 from tests.api.conftest import ADMIN, COMMAND, Api, House
 
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 MEGABYTE = b"x" * (1 << 20)
 
 
@@ -85,6 +84,54 @@ async def test_a_host_that_is_not_ours_is_refused(host: str, api: Api) -> None:
     for path in ("/healthz", "/v1/whoami", "/nowhere"):
         answer = await api("GET", path, headers={"Host": host})
         assert (answer.status, answer.slug) in [(421, "wrong-host"), (400, "bad-request")]
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://evil.example/healthz", 421),
+        ("http://user@evil.example:80/healthz", 421),
+        ("http://localhost:8710/healthz", 200),
+        ("http://[::1]:8710/healthz", 200),
+    ],
+)
+async def test_a_target_in_absolute_form_names_a_host_too(target: str, status: int, api: Api) -> None:
+    answer = await raw(api, f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+
+
+async def test_nobody_connects_to_others_through_us(api: Api) -> None:
+    answer = await raw(api, b"CONNECT localhost:25 HTTP/1.1\r\nHost: localhost:25\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert b"no proxy" in answer
+
+
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+async def test_a_condition_is_never_disregarded(header: str, shop: Api) -> None:
+    for method, path in [
+        ("POST", "/v1/apps/shop/instances/web-1/actions/stop"),
+        ("POST", "/v1/apps/shop/instances"),
+        ("DELETE", "/v1/apps/shop/queues/mail"),
+    ]:
+        answer = await shop(method, path, {}, headers={header: "*"})
+        assert (answer.status, answer.pointers) == (422, [f"{header}:"])
+
+
+@pytest.mark.parametrize("path", ["/v1/apps/shop", "/v1/apps/shop/instances/web-1", "/v1/apps/shop/queues/mail"])
+async def test_what_must_be_new_replaces_nothing(path: str, api: Api) -> None:
+    condition = {"If-None-Match": "*"}
+    if path != "/v1/apps/shop":
+        await api("PUT", "/v1/apps/shop", COMMAND)
+    assert (await api("PUT", path, COMMAND if path == "/v1/apps/shop" else {}, headers=condition)).status == 201
+    before = (await api("GET", path)).json
+    replacing = {"exchange": "other"} if "queues" in path else {**COMMAND, "weight": 9}
+    refused = await api("PUT", path, replacing, headers=condition)
+    assert (refused.status, refused.slug) == (412, "stale")
+    if "instances" not in path:
+        assert (await api("GET", path)).json == before
+    else:
+        assert (await api("GET", path)).json["generation"] == 1
+    assert (await api("PUT", path, replacing, headers={"If-None-Match": '"x"'})).pointers == ["If-None-Match:"]
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:9999", "[::1]:80", "here", "localhost."])
@@ -203,7 +250,8 @@ async def test_json_may_name_its_charset_and_a_patch_its_own_type(shop: Api) -> 
         (b"[" * 100_000, "deep"),
         (b"[NaN]", "NaN"),
         (b'["\\ud800"]', "surrogate"),
-        (b"1" * 5000, ""),
+        (b"1" * 5000, "5000 digits"),
+        (b"[-1e999]", "too large"),
     ],
 )
 async def test_broken_json_is_told_in_words(body: bytes, words: str, api: Api) -> None:
@@ -341,25 +389,28 @@ async def test_a_body_that_does_not_come_in_time_is_told(api: Api, monkeypatch: 
 
 
 async def test_a_request_that_does_not_come_in_time_is_given_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "KEEPALIVE", 0.1)
-    assert await raw(api, b"GET /healthz HTTP/1.1\r\nHost: loc") == b""
-
-
-async def test_a_crowd_on_one_listener_is_turned_away_and_the_other_listener_still_answers(
-    api: Api, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "MOST_CONNECTIONS", 5)
+    monkeypatch.setattr(connection, "HEAD_PATIENCE", 0.1)
+    for begun in (b"", b"GET /healthz HTTP/1.1\r\nHost: loc"):
+        assert await raw(api, begun) == b""
     url = urlsplit(api.url)
-    crowd = [await asyncio.open_connection(url.hostname, url.port) for _ in range(5)]
-    assert await raw(api, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") == b""
-    path = server.addresses[1].removeprefix("unix:")
-    async with (
-        aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session,
-        session.get("http://branchd/healthz") as response,
-    ):
-        assert response.status == 200
-    for _, writer in crowd:
-        writer.close()
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    writer.write(HEALTHZ)
+    async with asyncio.timeout(20):
+        assert await reader.readuntil(b'{"status":"ok"}')
+        writer.write(b"G")  # the next one, on the same connection
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_connection_may_be_idle_longer_than_a_request_may_take_to_come(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_PATIENCE", 0.05)
+    monkeypatch.setattr(connection, "KEEPALIVE", 0.5)
+    given_up = []
+    monkeypatch.setattr(Connection, "_give_up", given_up.append)
+    assert (await raw(api, HEALTHZ)).startswith(b"HTTP/1.1 200")  # until KEEPALIVE ends it
+    assert given_up == []
 
 
 async def test_a_fault_of_our_own_shows_an_id_and_no_traceback(

@@ -11,6 +11,7 @@ import pytest
 from branchd.api import streams
 from branchd.api.server import Server
 from branchd.branch.service import Service
+from branchd.core.access import Scope
 from branchd.core.values import Key
 from tests.api.conftest import COMMAND, Api, House
 from tests.waiting import until
@@ -84,6 +85,17 @@ async def test_following_goes_on_with_what_is_written(shop: Api, house: House) -
         assert await take(response, b"one\n") == b"one\n"
         write(house, b"two\n")
         assert await take(response, b"two\n") == b"two\n"
+
+
+@pytest.mark.parametrize("headers", [{}, SSE])
+async def test_following_ends_when_the_instance_is_gone(shop: Api, house: House, headers: dict[str, str]) -> None:
+    await shop("PUT", WEB, {})
+    async with shop.open("GET", f"{LOGS}?follow", headers=headers) as response:
+        write(house, b"one\n")
+        await take(response, b"one")
+        assert (await shop("DELETE", f"{WEB}?wait=5s")).status == 204
+        async with asyncio.timeout(10):
+            assert (await response.read()).strip() == b""
 
 
 async def test_following_by_events_makes_each_line_one(shop: Api, house: House) -> None:
@@ -182,7 +194,7 @@ async def test_what_cannot_be_an_id_is_told(api: Api) -> None:
 async def test_the_number_of_streams_is_bounded_and_a_client_that_goes_gives_its_place_back(
     shop: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MOST_STREAMS", 3)
+    monkeypatch.setattr(streams, "MOST_OF_ONE", 3)
     await shop("PUT", WEB, {})
     held = [await shop.open("GET", path) for path in ("/v1/events", "/v1/events", f"{LOGS}?follow=1")]
     for path in ("/v1/events", f"{LOGS}?follow=1"):
@@ -195,6 +207,28 @@ async def test_the_number_of_streams_is_bounded_and_a_client_that_goes_gives_its
         response.close()
 
 
+async def test_nobody_takes_the_streams_of_others_nor_those_of_the_operator(
+    shop: Api, server: Server, tokens: dict[Scope, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MOST_STREAMS", 5)
+    monkeypatch.setattr(streams, "RESERVED", 2)
+    monkeypatch.setattr(streams, "MOST_OF_ONE", 2)
+    connector = aiohttp.UnixConnector(server.addresses[1].removeprefix("unix:"))
+    async with aiohttp.ClientSession(connector=connector) as session:
+        operator = Api("http://branchd", session)
+        held = []
+        for api, token, statuses in [
+            (shop, tokens[Scope.READ], [200, 200, 429]),
+            (shop, tokens[Scope.ADMIN], [200, 429]),
+            (operator, None, [200, 200, 429]),
+        ]:
+            for status in statuses:
+                held.append(await api.open("GET", "/v1/events", token=token))
+                assert held[-1].status == status
+        for response in held:
+            response.close()
+
+
 async def opens(api: Api) -> bool:
     """Whether one more stream can be had; it is closed again."""
     async with api.open("GET", "/v1/events") as response:
@@ -202,7 +236,7 @@ async def opens(api: Api) -> bool:
 
 
 async def test_a_reader_that_does_not_read_is_dropped(shop: Api, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "MOST_STREAMS", 1)
+    monkeypatch.setattr(streams, "MOST_OF_ONE", 1)
     monkeypatch.setattr(streams, "PATIENCE", 0.1)
     await shop("PUT", WEB, {})
     async with shop.open("GET", f"{LOGS}?follow=1") as response:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from click.testing import CliRunner, Result
 
+from branchd.api.handlers.logs import TAIL
 from branchd.cli.control import main
+from branchd.cli.watching import LONGEST_TAIL
 from tests.running_daemon import RunningDaemon
 from tests.waiting import until_sync
 
@@ -165,6 +167,57 @@ def test_app_set_changes_unsets_and_replaces(control: Control) -> None:
     assert "has 3 instances" in control("app", "rm", "shop", code=1).stderr
 
 
+def test_a_field_that_no_spec_has_cannot_be_unset_and_unsetting_creates_no_app(control: Control) -> None:
+    assert "did you mean labels?" in control("app", "set", "shop", "--unset", "label", code=2).stderr
+    assert "nosuch" in control("app", "set", "nosuch", "--unset", "labels", code=4).stderr
+    control("app", "show", "nosuch", code=4)
+
+
+def test_instances_are_changed_and_unset(control: Control) -> None:
+    before = [json.loads(control("show", f"shop:mail-{n}", "-o", "json").stdout)["status"]["pid"] for n in (1, 2)]
+    told = control("set", "shop:mail-*", "--env", "A=1", "--label", "x=y", "--restart", "--", "sleep", "999").stdout
+    assert [line.split(",")[0] for line in told.splitlines()] == ["shop:mail-1: changed", "shop:mail-2: changed"]
+    shown = json.loads(control("show", "mail-1", "-o", "json").stdout)
+    assert shown["spec"]["env"] == {"A": "1"}
+    assert shown["effective"]["command"] == ["sleep", "999"]
+    until_sync(
+        lambda: json.loads(control("show", "mail-1", "-o", "json").stdout)["status"]["pid"] not in [*before, None]
+    )
+    control("set", "mail-1", "--unset", "labels", "--unset", "command", "--json", '{"weight": 2}')
+    shown = json.loads(control("show", "mail-1", "-o", "json").stdout)
+    assert shown["spec"] == {"kind": "command", "env": {"A": "1"}, "weight": 2}
+    assert shown["effective"]["labels"] == {"team": "pay"}
+    assert "/umask" in control("set", "mail-1", "--json", '{"umask": "9"}', code=1).stderr
+    control("set", "nosuch", "--env", "A=1", code=4)
+    assert "say what to change" in control("set", "mail-1", code=2).stderr
+
+
+def test_what_an_instance_uses_is_shown(control: Control) -> None:
+    head, row = control("stats", "shop:web").stdout.splitlines()
+    assert head.split() == ["PID", "MEMORY", "CPU", "PROCESSES", "THREADS", "FILES"]
+    assert row.split()[1].endswith("MiB")
+    assert json.loads(control("stats", "shop:web", "-o", "json").stdout)["worker"] is None
+    control("stats", "shop:*", code=2)
+
+
+def test_what_a_worker_has_not_confirmed_is_told_as_wanted(control: Control) -> None:
+    control("create", "shop", "w1", "--kind", "celery", "--application", "proj", "--queue", "a", "--wanted", "down",
+            "--autoscale", "1,2")  # fmt: skip
+    words = "wanted; the worker has not confirmed it"
+    assert control("consumer", "add", "shop:w1", "bulk").stdout == f"shop:w1: consumer of bulk {words}\n"
+    assert control("consumer", "rm", "shop:w1", "bulk").stdout == f"shop:w1: no consumer of bulk {words}\n"
+    assert control("autoscale", "set", "shop:w1", "1", "3").stdout == f"shop:w1: 1 to 3 processes {words}\n"
+
+
+def test_when_all_fail_it_is_not_done_in_part_and_the_last_line_is_short(control: Control) -> None:
+    script = '{"restart": {"policy": "never"}}'
+    for number in range(7):
+        control("create", "shop", f"bad-{number}", "--no-wait", "--json", script, "--", "false")
+    result = control("start", "shop:bad-*", code=1)
+    last = result.stderr.splitlines()[-1]
+    assert last == "7 of 7 failed: " + ", ".join(f"shop:bad-{n}" for n in range(5)) + " and 2 more"
+
+
 def test_queues_are_declared_listed_and_forgotten(control: Control) -> None:
     control("queue", "set", "shop", "mail", "--exchange", "post", "--type", "topic", "--options", '{"durable": false}')
     assert control("queue", "ls", "shop").stdout.splitlines()[1].split() == ["mail", "post", "topic", "mail"]
@@ -254,6 +307,11 @@ def test_a_daemon_that_is_not_there_is_told_and_no_other_is_asked(place: list[st
         ["create", "shop", "x", "--"],
         ["start", "x", "--timeout", "soon"],
         ["app", "set", "x", "--replace", "--unset", "env"],
+        ["app", "set", "x", "--unset", "nope"],
+        ["set", "x:y"],
+        ["set", "x:y", "--unset", "nope"],
+        ["create", "shop", "x", "-f", "/proc/self/exe"],
+        ["logs", "x:y", "-n", "10001"],
         ["events", "--after", "1", "-n", "1"],
         ["--url", "ftp://x", "ps"],
         ["--token-file", "/nonexistent", "ps"],
@@ -264,6 +322,17 @@ def test_a_wrong_call_is_told_before_anything_is_asked(arguments: list[str]) -> 
     result = CliRunner().invoke(main, arguments, env={"BRANCHD_URL": "unix:/nonexistent/api.sock"})
     assert result.exit_code == 2
     assert result.stderr
+
+
+@pytest.mark.parametrize("token", ["s\u00e9cret", "a\x07b", "a\nb", "\udcff"])
+def test_a_token_that_no_header_can_hold_is_refused_in_words(token: str) -> None:
+    result = CliRunner().invoke(main, ["whoami"], env={"BRANCHD_URL": "http://127.0.0.1:1", "BRANCHD_TOKEN": token})
+    assert result.exit_code == 2
+    assert "BRANCHD_TOKEN: is not a token" in result.stderr
+
+
+def test_as_many_lines_of_a_log_may_be_asked_for_as_the_api_gives() -> None:
+    assert TAIL.form.schema["maximum"] == LONGEST_TAIL
 
 
 def test_start_up_imports_nothing_heavy() -> None:

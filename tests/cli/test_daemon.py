@@ -1,5 +1,7 @@
 """`branchd check` and what `branchd run` refuses before it begins."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,47 @@ def test_every_fault_is_told_and_the_exit_code_is_1(command: str, tmp_path: Path
     assert f"{file}: [branch].slots: -1 is out of range" in result.stderr
     assert "did you mean listen?" in result.stderr
     assert "--broker: this version cannot join a neighbourhood" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize("key", ["state", "run"])
+def test_an_empty_path_is_one_fault(command: str, key: str) -> None:
+    result = CliRunner().invoke(main, [command, f"--{key}", ""])
+    assert result.exit_code == 1
+    assert "the configuration has 1 fault\n" in result.stderr
+    assert f"--{key}: is empty" in result.stderr
+
+
+def test_what_is_probably_not_meant_is_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "b.toml"
+    file.write_text('[auth]\nallow_users = ["root", "nosuchuser", "nosuchuser2"]\ndefault_user = "nosuchuser"')
+    result = CliRunner().invoke(
+        main, ["check", "--config", str(file)], env={"BRANCHD_SLOT": "1", "BRANCHD_TOKEN": "x", "BRANCHD_URL": "x"}
+    )
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "branchd: warning: the variable BRANCHD_SLOT means nothing; did you mean BRANCHD_SLOTS?",
+        "branchd: warning: [auth].default_user: there is no user nosuchuser on this machine",
+        "branchd: warning: [auth].allow_users: there is no user nosuchuser on this machine",
+        "branchd: warning: [auth].allow_users: there is no user nosuchuser2 on this machine",
+    ]
+
+
+def test_run_warns_too_and_a_state_that_cannot_be_made_is_told_with_what_to_do() -> None:
+    result = CliRunner().invoke(main, ["run"], env={"BRANCHD_STATE": "/proc/x", "BRANCHD_TYPO": "1"})
+    assert result.exit_code == 1
+    assert "warning: the variable BRANCHD_TYPO means nothing" in result.stderr
+    assert "choose a state folder where folders can be made" in result.stderr
+
+
+def test_check_says_that_its_output_could_not_be_written() -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "branchd.cli.daemon", "check"], check=False, stdout=full, stderr=subprocess.PIPE
+        )
+    assert result.returncode == 1
+    assert b"No space left on device" in result.stderr
+    assert b"Traceback" not in result.stderr
 
 
 def test_the_configuration_may_be_named_by_a_variable(tmp_path: Path) -> None:

@@ -75,6 +75,39 @@ def test_a_log_cannot_drive_the_terminal_and_interrupting_it_is_quiet(url: str) 
     assert terminal.shown == "hi\\x1b[2J\n"
 
 
+@pytest.mark.parametrize(
+    ("redirection", "arguments", "words"),
+    [
+        (">/dev/full", "ps", "No space left on device"),
+        (">/dev/full", "logs shop:*", "No space left on device"),
+        (">/dev/full", "create shop", "No space left on device"),
+        (">&-", "ps", "the standard output is closed"),
+        (">&-", "logs shop:*", "the standard output is closed"),
+    ],
+)
+def test_an_output_that_takes_nothing_is_told_in_one_line(
+    url: str, redirection: str, arguments: str, words: str
+) -> None:
+    line = f"exec \"$0\" -c 'from branchd.cli.control import main; main()' --url {url} {arguments} {redirection}"
+    result = subprocess.run(["sh", "-fc", line, sys.executable], check=False, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_closed_input_is_an_empty_one(url: str) -> None:
+    line = f"exec \"$0\" -c 'from branchd.cli.control import main; main()' --url {url} create shop x -f - <&-"
+    result = subprocess.run(["sh", "-c", line, sys.executable], check=False, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "not JSON" in result.stderr
+
+
+def test_a_name_that_is_no_text_is_told_in_words(url: str) -> None:
+    result = subprocess.run([*PROGRAM, "--url", url, "show", b"shop:\xff"], check=False, capture_output=True)
+    assert result.returncode == 2
+    assert b"Traceback" not in result.stderr
+
+
 def test_a_reader_that_goes_away_ends_it_without_words(url: str) -> None:
     process = subprocess.Popen(
         [*PROGRAM, "--url", url, "ps"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True

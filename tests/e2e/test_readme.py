@@ -1,8 +1,9 @@
-"""The README tells the truth: what it shows between `<!-- run -->` and `<!-- end -->` is run as it stands there.
+"""README and pages tell the truth: what they show between `<!-- run -->` and `<!-- end -->` is run as it stands there.
 
-Of each ```console block the lines that begin with `$ ` are commands, in one bash for the whole README, in a home of its
+Of each ```console block the lines that begin with `$ ` are commands, in one bash for the whole page, in a home of its
 own; a line that ends with a backslash goes on in the next, and so does a here-document, whose lines begin with `> `.
-What the other lines show is for readers. A command that fails ends it, unless the README says so with `|| ...`.
+What the other lines show is for readers. A command that fails ends it, unless the page says so with `|| ...`. PORT is a
+free one, for pages that listen on TCP.
 """
 
 import contextlib
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.free_port import free_port
 from tests.waiting import until_sync
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/spec.md", "docs/http.md", "docs/operating.md")
 
 RUN = re.compile(r"^<!-- run -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -64,18 +67,20 @@ $ = "nor this"
 
 
 @pytest.mark.timeout(300)
-def test_what_the_readme_shows_works(folder: Path) -> None:
-    found = commands(README.read_text())
-    assert found, "README.md marks nothing to be run: ```console blocks between <!-- run --> and <!-- end -->"
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_shows_works(page: str, folder: Path) -> None:
+    found = commands((ROOT / page).read_text())
+    assert found, "it marks nothing to be run: ```console blocks between <!-- run --> and <!-- end -->"
     home = folder / "home"
     (home / "run").mkdir(parents=True, mode=0o700)
     env = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(home), "XDG_RUNTIME_DIR": str(home / "run"), "LANG": "C.UTF-8", "TMPDIR": str(home),
+        "PORT": str(free_port()),
     }  # fmt: skip
     script = "set -eo pipefail\n" + "\n".join(found) + "\n"
     with (home / "output").open("w+b") as output:
-        # A file, for a pipe would be held open by what the README starts in the background.
+        # A file, for a pipe would be held open by what the page starts in the background.
         shell = subprocess.Popen(
             ["bash", "-xc", script], cwd=home, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True,
@@ -88,7 +93,7 @@ def test_what_the_readme_shows_works(folder: Path) -> None:
             shell.wait()
         output.seek(0)
         assert code == 0, output.read().decode(errors="replace")
-        assert left == [], "the README leaves nothing running"
+        assert left == [], "the page leaves nothing running"
 
 
 def writing_below(home: Path) -> list[int]:

@@ -4,7 +4,18 @@ from typing import Any
 
 from aiohttp import web
 
-from branchd.api.answers import IF_MATCH, NAME, PAGE, app_answer, match, matches, nothing, page
+from branchd.api.answers import (
+    IF_MATCH,
+    IF_NONE_MATCH,
+    NAME,
+    PAGE,
+    app_answer,
+    match,
+    matches,
+    must_be_new,
+    nothing,
+    page,
+)
 from branchd.api.parameters import FLAG, Form, Parameter, Unfit
 from branchd.api.routing import Call, Routes
 from branchd.core.access import Scope
@@ -51,13 +62,14 @@ async def get_app(call: Call) -> web.Response:
     scope=Scope.ADMIN,
     body=Spec,
     returns={200: App, 201: App},
-    headers=IF_MATCH,
+    headers=IF_MATCH | IF_NONE_MATCH,
     raises=(Conflict, Stale),
 )
 async def put_app(call: Call) -> web.Response:
     """Creates it, or replaces its spec; running instances keep what they run with until they are restarted."""
     name = call.path["app"]
-    app, created = await call.service.apps.put(name, call.body, match(call, lambda: call.service.apps.get(name)))
+    expected = match(call, lambda: call.service.apps.get(name))
+    app, created = await call.service.apps.put(name, call.body, expected, must_be_new(call))
     return app_answer(call, app, 201 if created else 200)
 
 

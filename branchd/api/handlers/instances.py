@@ -6,7 +6,19 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from branchd.api.answers import IF_MATCH, NAME, PAGE, answer, instance_answer, match, matches, nothing, page
+from branchd.api.answers import (
+    IF_MATCH,
+    IF_NONE_MATCH,
+    NAME,
+    PAGE,
+    answer,
+    instance_answer,
+    match,
+    matches,
+    must_be_new,
+    nothing,
+    page,
+)
 from branchd.api.handlers.apps import RESTART, Patch
 from branchd.api.parameters import Parameter, duration, one_of, text
 from branchd.api.routing import Call, Routes
@@ -84,6 +96,7 @@ def _page(call: Call, instances: list[Instance]) -> web.Response:
     body=NewInstance,
     returns={201: Instance},
     query=(WAIT,),
+    headers={IDEMPOTENCY_KEY: f"The caller's own name for this request, at most {LONGEST_KEY} characters; kept a day."},
     raises=(Conflict, Unavailable),
 )
 async def create_instance(call: Call) -> web.Response:
@@ -108,12 +121,14 @@ async def get_instance(call: Call) -> web.Response:
     body=Spec,
     returns={200: Instance, 201: Instance},
     query=(WAIT,),
+    headers=IF_MATCH | IF_NONE_MATCH,
     raises=(Conflict, Stale, Unavailable),
 )
 async def put_instance(call: Call) -> web.Response:
     """Creates it, or replaces its spec."""
     app, name = call.path["app"], call.path["instance"]
-    instance, created = await call.service.instances.put(app, name, call.body, match(call, lambda: _present(call)))
+    expected = match(call, lambda: _present(call))
+    instance, created = await call.service.instances.put(app, name, call.body, expected, must_be_new(call))
     return await _when_up(call, instance, 201 if created else 200)
 
 

@@ -1,7 +1,10 @@
 """The output of instances: its last lines, and what comes."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from typing import Any
 
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
@@ -17,7 +20,7 @@ from branchd.core.values import Key, Stream
 route = Routes()
 
 TAIL = Parameter("tail", whole(0, 10_000), 100, "So many of the last lines.")
-FOLLOW = Parameter("follow", FLAG, False, "Go on with what is written, until the caller hangs up.")
+FOLLOW = Parameter("follow", FLAG, False, "Go on with what is written, until the caller hangs up or it is deleted.")
 STREAM = Parameter("stream", one_of(Stream), Stream.STDOUT, "Which of the two.")
 
 PLAIN = "text/plain"
@@ -52,11 +55,27 @@ async def get_logs(call: Call) -> web.StreamResponse:
     chunks = call.service.logs.follow(key, stream, lines)
     if EVENTS in call.request.headers.get("Accept", ""):
         events = event_source()
-        await call.house.streams.run(call.request, _send_lines(call, events, chunks))
+        pump = _while_there(call, lambda: _send_lines(call, events, chunks))
+        await call.house.streams.run(call.request, call.principal, pump)
         return events
     response = web.StreamResponse(headers={"Content-Type": f"{PLAIN}; charset=utf-8"})
-    await call.house.streams.run(call.request, _send(call, response, chunks))
+    pump = _while_there(call, lambda: _send(call, response, chunks))
+    await call.house.streams.run(call.request, call.principal, pump)
     return response
+
+
+async def _while_there(call: Call, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Sends until that ends, or the instance is gone."""
+    sending = asyncio.create_task(send())
+    gone = asyncio.create_task(call.service.instances.wait(call.path["app"], call.path["instance"], "gone", math.inf))
+    try:
+        await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        sending.cancel()
+        gone.cancel()
+        await asyncio.wait({sending, gone})
+    if not sending.cancelled():
+        sending.result()
 
 
 async def _send(call: Call, response: web.StreamResponse, chunks: AsyncGenerator[bytes, None]) -> None:

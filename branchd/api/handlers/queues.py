@@ -2,10 +2,10 @@
 
 from aiohttp import web
 
-from branchd.api.answers import NAME, PAGE, answer, matches, nothing, page
+from branchd.api.answers import IF_NONE_MATCH, NAME, PAGE, answer, matches, must_be_new, nothing, page
 from branchd.api.routing import Call, Routes
 from branchd.core.access import Scope
-from branchd.core.errors import Conflict
+from branchd.core.errors import Conflict, Stale
 from branchd.wire.resources import Queue, QueueBody
 
 route = Routes()
@@ -30,11 +30,13 @@ async def get_queue(call: Call) -> web.Response:
     scope=Scope.ADMIN,
     body=QueueBody,
     returns={200: Queue, 201: Queue},
-    raises=(Conflict,),
+    headers=IF_NONE_MATCH,
+    raises=(Conflict, Stale),
 )
 async def put_queue(call: Call) -> web.Response:
     """Declares it, or declares it otherwise."""
-    queue, created = await call.service.queues.put(call.path["app"], call.path["queue"], call.body)
+    app, name = call.path["app"], call.path["queue"]
+    queue, created = await call.service.queues.put(app, name, call.body, must_be_new(call))
     return answer(queue, 201, Location=call.request.rel_url.raw_path) if created else answer(queue)
 
 
