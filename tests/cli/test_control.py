@@ -210,9 +210,9 @@ def test_what_a_worker_has_not_confirmed_is_told_as_wanted(control: Control) -> 
 
 
 def test_when_all_fail_it_is_not_done_in_part_and_the_last_line_is_short(control: Control) -> None:
-    script = '{"restart": {"policy": "never"}}'
+    once = '{"restart": {"max_restarts": 0}}'
     for number in range(7):
-        control("create", "shop", f"bad-{number}", "--no-wait", "--json", script, "--", "false")
+        control("create", "shop", f"bad-{number}", "--no-wait", "--json", once, "--", "/nonexistent/program")
     result = control("start", "shop:bad-*", code=1)
     last = result.stderr.splitlines()[-1]
     assert last == "7 of 7 failed: " + ", ".join(f"shop:bad-{n}" for n in range(5)) + " and 2 more"
