@@ -151,7 +151,9 @@ def _watchdog(notifier: Notifier) -> None:
 def _folder(path: Path) -> Path:
     """Passable for all, for workers of other users reach the agent's socket in it. Fatal."""
     try:
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not path.is_dir():
+            path.mkdir(parents=True)
+            path.chmod(0o755)  # whatever the umask is
     except OSError as error:
         raise Fatal(
             f"cannot make the folder {path}: {error.strerror}", "choose another, or make it yourself"

@@ -340,7 +340,8 @@ def _crashed(machine: Machine, words: str, exit: Exit | None, now: float, policy
         case Done():
             return Answer.DONE, machine, 0.0
         case GiveUp(times, window):
-            return Answer.GIVE_UP, replace(machine, reason=f"{words}; {times} times within {window:g} s"), 0.0
+            often = "once" if times == 1 else f"{times} times within {window:g} s"
+            return Answer.GIVE_UP, replace(machine, reason=f"{words}; {often}, which is too often"), 0.0
         case Again(delay):
             return (Answer.LATER if delay > 0 else Answer.AT_ONCE), machine, delay
 

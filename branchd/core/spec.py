@@ -124,7 +124,8 @@ class Unusable(Spec):
     why: str = ""
 
 
-#: Fields whose change takes effect at once; a change of any other waits for a restart.
+#: Fields whose change takes effect at once; a change of any other waits for a restart. `logs` but for `stderr`, and
+#: `concurrency` of a prefork pool, are live too.
 LIVE = frozenset({"autoscale", "queues", "restart", "stop", "task_stall_limit", "labels", "weight", "wanted"})
 
 
@@ -134,7 +135,8 @@ def launched_with(spec: Spec) -> Mapping[str, object]:
     Without what is as by default, so that a version with more fields finds the processes of this one as they should be.
     """
     default = Spec()
-    names = sorted(item.name for item in fields(Spec) if item.name not in LIVE | {"logs"})
+    live = LIVE | {"logs"} | ({"concurrency"} if spec.pool is Pool.PREFORK else set())
+    names = sorted(item.name for item in fields(Spec) if item.name not in live)
     given = {name: getattr(spec, name) for name in names if getattr(spec, name) != getattr(default, name)}
     return given if spec.logs.stderr is default.logs.stderr else {**given, "stderr": spec.logs.stderr}
 

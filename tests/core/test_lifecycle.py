@@ -68,7 +68,7 @@ def test_the_second_crash_waits_and_the_timer_before_its_time_does_nothing():
 def test_too_many_crashes_are_fatal_with_the_reason_and_a_start_forgives():
     policy = replace(POLICY, restart=Restart(max_restarts=0))
     fatal, effects = walk(RUNNING, Event(Symbol.EXITED, 1, Exit(3)), policy=policy)
-    assert (fatal.state, fatal.reason, effects) == (State.FATAL, "exit code 3; 1 times within 300 s", [])
+    assert (fatal.state, fatal.reason, effects) == (State.FATAL, "exit code 3; once, which is too often", [])
     machine, effects = walk(fatal, Event(Symbol.UP), policy=policy)
     assert (machine.state, machine.crashes, machine.reason, effects) == (State.STARTING, (), "", [Spawn(2)])
 
@@ -160,7 +160,7 @@ def test_a_start_that_fails_waits_and_the_machines_own_fault_never_ends_in_fatal
     ours, _ = walk(starting, Event(Symbol.SPAWN_FAILED, reason="no memory", ours=True), policy=policy)
     assert (ours.state, ours.deadline, ours.reason, ours.crashes) == (State.BACKOFF, OURS_AGAIN, "no memory", ())
     theirs, _ = walk(starting, Event(Symbol.SPAWN_FAILED, reason="no such program"), policy=policy)
-    assert (theirs.state, theirs.reason) == (State.FATAL, "no such program; 1 times within 300 s")
+    assert (theirs.state, theirs.reason) == (State.FATAL, "no such program; once, which is too often")
     patient, _ = walk(starting, Event(Symbol.SPAWN_FAILED, reason="no such program"))
     assert (patient.state, patient.deadline) == (State.BACKOFF, OURS_AGAIN)
 
