@@ -143,8 +143,8 @@ def test_create_takes_json_a_file_flags_and_a_program(control: Control) -> None:
     assert made["env"] == {"A": "1", "B": "x=y"}
     assert made["queues"] == ["a", "b"]
     assert (made["autoscale"], made["weight"], made["application"]) == ({"min": 2, "max": 4}, 3, "proj")
-    unnamed = json.loads(control("create", "shop", "-o", "json", "--", "sleep", "--", "-n").stdout)
-    assert unnamed["spec"]["command"] == ["sleep", "--", "-n"]
+    unnamed = json.loads(control("create", "shop", "-o", "json", "--", "sh", "-c", "sleep 1000", "--", "-n").stdout)
+    assert unnamed["spec"]["command"] == ["sh", "-c", "sleep 1000", "--", "-n"]
     assert unnamed["name"]
 
 
