@@ -2,7 +2,7 @@
 
 The single writer of all of that: events are handled one after the other, and no other instance ever waits for it. What
 to do is decided in core/lifecycle.py, and by the driver's monitor; here it is done. No task and no timer exist while
-nothing is to be done.
+nothing is to be done. Longer than other files here, because what one writer writes stands together.
 """
 
 import asyncio
