@@ -3,12 +3,13 @@
 The adapters and the fakes under tests/ pass the same conformance suites (tests/adapters/conformance_*.py).
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from branchd.branch.records import Change, EventRecord, Snapshot
+from branchd.core.access import Principal
 from branchd.core.findings import Finding
 from branchd.core.reconcile import Work
 from branchd.core.spec import Spec, StopStep
@@ -197,3 +198,75 @@ class Store(Protocol):
 
     async def first_event(self) -> int:
         """The lowest id that is still kept, 0 when none is."""
+
+
+class Claim(Protocol):
+    """A name that this branch alone is taking, at one node of the broker."""
+
+    async def send(self, key: str, body: bytes) -> bool:
+        """As Bus.send(), over the claim's own connection, so that the same node answers for both."""
+
+    async def release(self) -> None:
+        """Gives it up. Unavailable unless the broker says that it was held until now."""
+
+
+@dataclass(frozen=True, slots=True)
+class BusState:
+    connected: bool
+    where: str = ""  #: the broker, without its password
+    why: str = ""  #: why it is not connected, in words that say what to do
+    cluster: str = ""  #: what the broker says it belongs to
+
+
+class Bus(Protocol):
+    """The broker: a broadcast to all branches of a neighbourhood, and keys that messages are routed by.
+
+    The inbox key of a branch is `b.ID`; the bus itself holds it from each connection on, and everything else that was
+    bound is gone with the connection. Everything is called in the loop and calls back in the loop, and blocks nobody.
+    Bodies are sealed by the caller. Messages of one sender over one path (broadcast, send, claim) arrive in order, or
+    not at all.
+    """
+
+    #: False: nobody tells for sure that a key is not held, so that silence must do (branchd.branch.mesh.link)
+    definite: bool
+
+    @property
+    def state(self) -> BusState: ...
+
+    async def open(self, on_message: Callable[[str, bytes], None], on_state: Callable[[BusState], None]) -> None:
+        """Begins to connect, and goes on trying until close(). on_message: the routing key, "" for a broadcast."""
+
+    async def close(self) -> None:
+        """Leaves: the inbox and all that was bound is gone when it returns, or as soon as the broker sees it."""
+
+    def broadcast(self, body: bytes) -> None:
+        """To all, this branch too; lost while it is not connected."""
+
+    async def send(self, key: str, body: bytes) -> bool:
+        """True: routed; False: nobody holds the key. Unavailable where the broker does not tell in time."""
+
+    async def bind(self, keys: Collection[str]) -> None:
+        """Messages to these keys come here from now on, beside whoever else holds them. Unavailable."""
+
+    async def unbind(self, keys: Collection[str]) -> None: ...
+
+    async def claim(self, name: str) -> Claim:
+        """Conflict where somebody else is claiming it now; Unavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An answer of the API: its body comes as it is asked for."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: AsyncIterator[bytes]
+
+
+class Door(Protocol):
+    """This branch's own API, for requests that other branches carried here."""
+
+    def serve(
+        self, principal: Principal, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> AbstractAsyncContextManager[Served]:
+        """Answers it as any other request, in the principal's name; leaving the block hangs up."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from branchd.core.lifecycle import Machine
+from branchd.core.stamps import Entry
 from branchd.core.values import Exit, Identity, Key, QueueDeclaration
 
 Raw = Mapping[str, Any]
@@ -28,12 +29,23 @@ class QueueRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """That this branch was chosen for the instance, and by which request."""
+
+    request: str  #: id of the request
+    digest: str  #: of what it asked for
+    named: bool  #: its name was taken, and others may try to
+    accepted_at: float  #: with the request's id it decides which of two holders of one name stays
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceRecord:
     key: Key
     spec: Raw
     generation: int = 1
     created_at: float = 0.0
     deleting: bool = False
+    placed: Placed | None = None  #: None: pinned
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +86,17 @@ class EventRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplyRecord:
-    """What a request with an Idempotency-Key was answered."""
+class OutcomeRecord:
+    """What became of a request to create, so that asking again makes nothing twice."""
 
-    principal: str
-    key: str
-    digest: str  #: of the request; another request under the same key is refused
+    request: str  #: its id: of the principal and the Idempotency-Key, else random
+    digest: str  #: of what was asked for; another request under the same id is refused
     at: float
     app: str
-    instance: str
+    instance: str | None  #: None: it was cancelled, and will never make anything
 
 
-Record = AppRecord | QueueRecord | InstanceRecord | RunRecord | TokenRecord | EventRecord | ReplyRecord
+Record = AppRecord | QueueRecord | InstanceRecord | RunRecord | TokenRecord | EventRecord | OutcomeRecord | Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +132,25 @@ class RemoveToken:
 
 
 @dataclass(frozen=True, slots=True)
-class Expire:
-    """Forget replies older than `replies_before` (seconds since 1970) and all but the newest `events` events."""
+class Remember:
+    """A fact about the branch itself."""
 
-    replies_before: float
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Forget old outcomes and events.
+
+    Outcomes older than `outcomes_before` (seconds since 1970) whose instance is no more; all but the newest `events`.
+    """
+
+    outcomes_before: float
     events: int
 
 
-Change = Put | RemoveApp | RemoveQueue | RemoveInstance | RemoveToken | Expire
+Change = Put | RemoveApp | RemoveQueue | RemoveInstance | RemoveToken | Remember | Expire
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,5 +163,7 @@ class Snapshot:
     instances: tuple[InstanceRecord, ...]
     runs: tuple[RunRecord, ...]
     tokens: tuple[TokenRecord, ...]
-    replies: tuple[ReplyRecord, ...]
+    outcomes: tuple[OutcomeRecord, ...]
+    entries: tuple[Entry, ...]  #: the definitions that the neighbourhood shares; apps and queues are this branch's own
     last_event: int  #: highest id ever given, 0 for none
+    facts: Mapping[str, str]  #: what was remembered

@@ -76,5 +76,21 @@ class Refused(BranchdError):
     """The worker's agent answered that it cannot do it; detail is its words."""
 
 
+class NoRoute(BranchdError):
+    """Nobody holds that inbox or key: the broker says so for sure."""
+
+
+class NoAnswer(Unavailable):
+    """It was sent, and no answer came in time: whether it was done is not known."""
+
+
+class OutcomeUnknown(Unavailable):
+    """Whether it was done cannot be told; asking again under the same Idempotency-Key tells, or does it."""
+
+
+class NoCapacity(Conflict):
+    """No branch takes it; the detail gives each one's reason."""
+
+
 class Fatal(BranchdError):
     """The daemon cannot start or go on: another one holds the state folder, a port is in use, a wrong configuration."""

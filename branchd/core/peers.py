@@ -1,0 +1,59 @@
+"""Other branches, as values: who one is, and what it says of itself.
+
+What is believed of them stands in roster.py, how they are watched in presence.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """One life of one branch: its id stays, its boot is drawn at each start of its daemon."""
+
+    id: str
+    boot: str
+
+
+class BranchState(StrEnum):
+    UP = "up"
+    DRAINING = "draining"  #: takes nothing new
+    SILENT = "silent"  #: it should answer, and does not
+    CLOSED = "closed"  #: it said that it goes, or nobody holds its inbox
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a branch says of itself. The later of two is the one with the higher (incarnation, sequence)."""
+
+    id: str
+    boot: str
+    name: str
+    incarnation: int  #: raised at each start and by refutation, never lowered
+    sequence: int  #: of the announcement within the incarnation
+    state: BranchState
+    at: float  #: seconds since 1970, by its own clock
+    slots: int
+    reserved: int
+    version: str  #: of branchd
+    protocol: int  #: wire/mesh.py's PROTOCOL
+    labels: Mapping[str, str] = field(default_factory=dict)
+    address: str | None = None  #: of its API
+
+    @property
+    def peer(self) -> Address:
+        return Address(self.id, self.boot)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.incarnation, self.sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """A branch's life that somebody found ended; it refutes with a higher incarnation."""
+
+    id: str
+    incarnation: int
+    state: BranchState  #: CLOSED or SILENT

@@ -1,0 +1,233 @@
+"""The messages between branches, as values: one dataclass a message. link.py carries them, sealing.py protects them.
+
+A *question* is answered with one of the messages that its docstring names; a *statement* is not answered. Bytes are
+base64 text. Every message is decoded strictly; what does not fit is dropped and counted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from branchd.core.access import Scope
+from branchd.core.peers import Announcement, Down
+from branchd.core.stamps import Entry, Stamp
+
+#: version of these messages: branches with another one do not understand each other, and say so
+PROTOCOL = 1
+
+#: bytes of a sealed message; what a spec, a page of a list or a piece of a log needs, and no more
+LONGEST_MESSAGE = 4 << 20
+
+#: bytes of one piece of a carried answer
+CHUNK = 256 << 10
+
+
+# Presence
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Statement to all: here I am."""
+
+    announcement: Announcement
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Statement to all: the sender finds these ended."""
+
+    downs: tuple[Down, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Question; Pong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Question; Differences. The digests of the buckets of both maps, hexadecimal."""
+
+    roster: tuple[str, ...]
+    definitions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What the answering branch has in the buckets that differ, and which they are."""
+
+    announcements: tuple[Announcement, ...]
+    downs: tuple[Down, ...]
+    entries: tuple[Entry, ...]
+    roster: tuple[int, ...]
+    definitions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Statement: what the asking branch has in those buckets."""
+
+    announcements: tuple[Announcement, ...]
+    downs: tuple[Down, ...]
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wrote:
+    """Statement to all: definitions as they were just written."""
+
+    entries: tuple[Entry, ...]
+
+
+# Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Question; Room."""
+
+    app: str
+    weight: int
+    constraints: Mapping[str, str] = field(default_factory=dict)
+    spread: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    slots: int
+    reserved: int
+    load: float  #: per core, of the last minute; decides between equals
+    siblings: int  #: instances of the app here
+    obstacle: str = ""  #: why it takes nothing, in words; empty when it would
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Question; Accepted or Refusal."""
+
+    request: str  #: the request's id: one at one target makes one instance
+    digest: str  #: of what was asked for: another request must not come under the same id
+    app: str
+    name: str
+    named: bool  #: the name must be taken: it is a person's, or a retry may come to another branch
+    spec: Mapping[str, Any]
+    stamp: Stamp | None  #: of the app's definition, as the offering branch knows it
+    principal: str  #: who asked, for the record
+    moving: bool = False  #: the offering branch owns the name and hands it over later
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    instance: Mapping[str, Any]  #: the API's resource
+    made: bool  #: False: an earlier offer of the same request was accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    reason: str  #: a word of core/placement.py's Reason
+    detail: str
+    slots: int = 0
+    reserved: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Question; Cancelled. Durable, also for a request that never arrives."""
+
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The request makes nothing there, now or later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """Question; Here. The replacement of a moving instance takes the name's messages from now on."""
+
+    app: str
+    name: str
+
+
+# Whereabouts: asked of the keys `i.app:name` (placed) and `n.app:name` (pinned)
+
+
+@dataclass(frozen=True, slots=True)
+class WhereIs:
+    """Question to a key; Here."""
+
+    app: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    branch: str  #: the name of the branch
+    request: str  #: id of the request that made it; "" for a pinned one
+    digest: str
+    accepted_at: float  #: seconds since 1970
+    moving: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Knock:
+    """Statement to a key: that it is routed is all that the sender wants to know."""
+
+
+# Requests of the API, carried to the branch that they are for
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """Question; Reply. Never carried further."""
+
+    method: str
+    target: str  #: path and query
+    headers: Mapping[str, str]
+    body: str  #: base64
+    principal: str
+    scope: Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str]
+    body: str  #: base64: all of it, or its first piece
+    stream: str | None  #: the name under which the rest is pulled; None: that is all
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Question; Piece. The next piece; waits a few seconds where there is none yet, and then it is empty."""
+
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    body: str  #: base64
+    end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """Statement: the rest is not wanted."""
+
+    stream: str
+
+
+Message = (
+    Announce | Gone | Ping | Pong | Compare | Differences | Fill | Wrote
+    | Probe | Room | Offer | Accepted | Refusal | Cancel | Cancelled | Handover
+    | WhereIs | Here | Knock
+    | Carried | Reply | Pull | Piece | HangUp
+)  # fmt: skip
+
+KINDS: Mapping[str, type[Message]] = {kind.__name__: kind for kind in Message.__args__}
