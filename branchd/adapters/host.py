@@ -45,6 +45,9 @@ class LocalHost:
             return "/", str(os.geteuid())  # a container's user often has a number alone
         return account.pw_dir, account.pw_name
 
+    def uid(self, user: str | None) -> int:
+        return os.geteuid() if user is None else account_of(user).pw_uid
+
     def usage(self, identity: Identity) -> Mapping[str, float] | None:
         main = proc.stat(identity.pid)
         if identity.boot != self._boot or main is None or main.started != identity.started or main.ended:

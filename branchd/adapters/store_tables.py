@@ -15,19 +15,24 @@ from branchd.branch.records import (
     EventRecord,
     Expire,
     InstanceRecord,
+    OutcomeRecord,
+    Placed,
     Put,
     QueueRecord,
+    Remember,
     RemoveApp,
+    RemoveEntry,
     RemoveInstance,
+    RemoveOutcome,
     RemoveQueue,
     RemoveToken,
-    ReplyRecord,
     RunRecord,
     Snapshot,
     TokenRecord,
 )
 from branchd.core.lifecycle import Machine, State
 from branchd.core.spec import Wanted
+from branchd.core.stamps import Entry, EntryKind, Stamp
 from branchd.core.values import Exit, Identity, Key, QueueDeclaration
 
 R = TypeVar("R")
@@ -121,14 +126,37 @@ def _queue_from_row(row: Row) -> QueueRecord:
     return QueueRecord(app, QueueDeclaration(name, exchange, exchange_type, routing_key, json.loads(options)))
 
 
+def _instance_to_row(it: InstanceRecord) -> Row:
+    placed = it.placed
+    by = (placed.request, placed.digest, placed.named, placed.accepted_at) if placed else (None, None, None, None)
+    return (it.key.app, it.key.name, _json(it.spec), it.generation, it.created_at, it.deleting, *by)
+
+
 def _instance_from_row(row: Row) -> InstanceRecord:
-    app, name, spec, generation, created_at, deleting = row
-    return InstanceRecord(Key(app, name), json.loads(spec), generation, created_at, bool(deleting))
+    app, name, spec, generation, created_at, deleting, request, digest, named, accepted_at = row
+    placed = None if request is None else Placed(request, digest, bool(named), accepted_at)
+    return InstanceRecord(Key(app, name), json.loads(spec), generation, created_at, bool(deleting), placed)
 
 
 def _event_from_row(row: Row) -> EventRecord:
     identifier, at, kind, app, instance, data = row
     return EventRecord(identifier, at, kind, app, instance, json.loads(data))
+
+
+def _entry_to_row(entry: Entry) -> Row:
+    value = None if entry.value is None else _json(entry.value)
+    return (entry.kind, entry.app, entry.name, entry.stamp.time, entry.stamp.branch, value, entry.cascade)
+
+
+def _entry_from_row(row: Row) -> Entry:
+    kind, app, name, time, branch, value, cascade = row
+    content = None if value is None else json.loads(value)
+    return Entry(EntryKind(kind), app, name, Stamp(time, branch), content, bool(cascade))
+
+
+def _outcome_from_row(row: Row) -> OutcomeRecord:
+    request, digest, at, app, instance, ended = row
+    return OutcomeRecord(request, digest, at, app, instance, bool(ended))
 
 
 APPS: Table[AppRecord] = Table(
@@ -148,8 +176,8 @@ QUEUES: Table[QueueRecord] = Table(
 INSTANCES: Table[InstanceRecord] = Table(
     name="instances",
     keys=("app", "name"),
-    values=("spec", "generation", "created_at", "deleting"),
-    to_row=lambda it: (it.key.app, it.key.name, _json(it.spec), it.generation, it.created_at, it.deleting),
+    values=("spec", "generation", "created_at", "deleting", "request", "digest", "named", "accepted_at"),
+    to_row=_instance_to_row,
     from_row=_instance_from_row,
 )
 RUNS: Table[RunRecord] = Table(
@@ -177,12 +205,26 @@ EVENTS: Table[EventRecord] = Table(
     to_row=lambda it: (it.id, it.at, it.type, it.app, it.instance, _json(it.data)),
     from_row=_event_from_row,
 )
-REPLIES: Table[ReplyRecord] = Table(
-    name="replies",
-    keys=("principal", "key"),
-    values=("digest", "at", "app", "instance"),
-    to_row=lambda it: (it.principal, it.key, it.digest, it.at, it.app, it.instance),
-    from_row=lambda row: ReplyRecord(*row),
+OUTCOMES: Table[OutcomeRecord] = Table(
+    name="outcomes",
+    keys=("request",),
+    values=("digest", "at", "app", "instance", "ended"),
+    to_row=lambda it: (it.request, it.digest, it.at, it.app, it.instance, it.ended),
+    from_row=_outcome_from_row,
+)
+ENTRIES: Table[Entry] = Table(
+    name="entries",
+    keys=("kind", "app", "name"),
+    values=("time", "branch", "value", "cascade"),
+    to_row=_entry_to_row,
+    from_row=_entry_from_row,
+)
+FACTS: Table[Remember] = Table(
+    name="facts",
+    keys=("name",),
+    values=("value",),
+    to_row=lambda it: (it.name, it.value),
+    from_row=lambda row: Remember(*row),
 )
 
 _TABLES: Mapping[type, Table[Any]] = {
@@ -192,8 +234,10 @@ _TABLES: Mapping[type, Table[Any]] = {
     RunRecord: RUNS,
     TokenRecord: TOKENS,
     EventRecord: EVENTS,
-    ReplyRecord: REPLIES,
+    OutcomeRecord: OUTCOMES,
+    Entry: ENTRIES,
 }
+_REMEMBER = FACTS.upsert()
 _UPSERTS = {kind: table.upsert() for kind, table in _TABLES.items()}
 
 
@@ -207,12 +251,18 @@ def apply(connection: sqlite3.Connection, change: Change) -> None:
             connection.execute("DELETE FROM apps WHERE name = ?", (name,))
         case RemoveQueue(app, name):
             connection.execute("DELETE FROM queues WHERE app = ? AND name = ?", (app, name))
+        case RemoveEntry(kind, app, name):
+            connection.execute("DELETE FROM entries WHERE kind = ? AND app = ? AND name = ?", (kind, app, name))
         case RemoveInstance(key):
             connection.execute("DELETE FROM instances WHERE app = ? AND name = ?", (key.app, key.name))
         case RemoveToken(identifier):
             connection.execute("DELETE FROM tokens WHERE id = ?", (identifier,))
-        case Expire(replies_before, events):
-            connection.execute("DELETE FROM replies WHERE at < ?", (replies_before,))
+        case RemoveOutcome(request):
+            connection.execute("DELETE FROM outcomes WHERE request = ?", (request,))
+        case Remember():
+            connection.execute(_REMEMBER, FACTS.to_row(change))
+        case Expire(outcomes_before, events):
+            connection.execute("DELETE FROM outcomes WHERE at < ? AND (ended OR instance IS NULL)", (outcomes_before,))
             first_to_go = "SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?"
             connection.execute(f"DELETE FROM events WHERE id <= ({first_to_go})", (events,))  # noqa: S608
 
@@ -228,8 +278,10 @@ def read_all(connection: sqlite3.Connection) -> Snapshot:
         instances=INSTANCES.read(connection),
         runs=RUNS.read(connection),
         tokens=TOKENS.read(connection),
-        replies=REPLIES.read(connection),
+        outcomes=OUTCOMES.read(connection),
+        entries=ENTRIES.read(connection),
         last_event=last_event[0] if last_event else 0,
+        facts={fact.name: fact.value for fact in FACTS.read(connection)},
     )
 
 

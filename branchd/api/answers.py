@@ -5,6 +5,7 @@ import binascii
 import bisect
 import fnmatch
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from branchd.wire import json
 from branchd.wire.resources import App, Instance
 
 T = TypeVar("T")
+V = TypeVar("V", App, Instance)
 
 #: the place of an item in its list: names, which sort like the list
 Place = tuple[str, ...]
@@ -65,13 +67,13 @@ def instance_answer(call: Call, instance: Instance, status: int = HTTPStatus.OK)
 
 
 def _tagged(call: Call, value: App | Instance, body: bytes, status: int, location: str) -> web.Response:
-    headers = {"ETag": entity_tag(call, value)}
-    if status == HTTPStatus.CREATED:
-        headers |= {"Location": location, "Branchd-Owner": call.service.name}
+    headers = {"ETag": entity_tag(call, value)} | ({"Location": location} if status == HTTPStatus.CREATED else {})
     return web.Response(body=body, status=status, headers=headers, content_type=JSON)
 
 
 def entity_tag(call: Call, value: App | Instance) -> str:
+    if isinstance(value, App):
+        return f'"{call.service.apps.tag(value.name)}"'
     return f'"{call.service.id}.{value.generation}"'
 
 
@@ -83,8 +85,19 @@ def must_be_new(call: Call) -> bool:
     return bool(header)
 
 
-def match(call: Call, present: Callable[[], App | Instance]) -> int | None:
+def match(call: Call, present: Callable[[], Instance]) -> int | None:
     """The generation that If-Match asks for; None without that header. Stale."""
+    value = _matched(call, present)
+    return None if value is None else value.generation
+
+
+def app_match(call: Call) -> str | None:
+    """The tag of the app that If-Match asks for; None without that header. Stale."""
+    apps, name = call.service.apps, call.path["app"]
+    return None if _matched(call, lambda: apps.get(name)) is None else apps.tag(name)
+
+
+def _matched(call: Call, present: Callable[[], V]) -> V | None:
     header = ",".join(call.request.headers.getall("If-Match", []))
     if not header:
         return None
@@ -95,24 +108,43 @@ def match(call: Call, present: Callable[[], App | Instance]) -> int | None:
     tag = entity_tag(call, value)
     if header.strip() != "*" and tag not in {one.strip() for one in header.split(",")}:
         raise Stale(f"it is {tag} now", "read it again, and decide again")
-    return value.generation
+    return value
 
 
 def matches(pattern: str | None, name: str) -> bool:
     return pattern is None or fnmatch.fnmatchcase(name, pattern)
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What other branches have of a page."""
+
+    items: Sequence[tuple[Place, bytes]] = ()  #: after the cursor, at most `limit` of each branch
+    more: bool = False  #: one of them has further items
+    known: bool = False  #: one of them knows what the page is about
+    unreachable: Sequence[str] = ()  #: the names of those that do not answer
+
+
 def page(
-    call: Call, items: Sequence[T], place: Callable[[T], Place], encode: Callable[[T], bytes] = encoded
+    call: Call,
+    items: Sequence[T],
+    place: Callable[[T], Place],
+    encode: Callable[[T], bytes] = encoded,
+    elsewhere: Elsewhere = Elsewhere(),
 ) -> web.Response:
     """The items after the cursor, at most `limit`; they are sorted by their place."""
     limit, cursor = call.get(LIMIT), call.get(CURSOR)
     first = 0 if cursor is None else bisect.bisect_right(items, cursor, key=place)
-    shown = items[first : first + limit]
-    more = first + limit < len(items)
-    following = base64.urlsafe_b64encode(json.dumps(place(shown[-1]))).decode() if more else None
-    body = b'{"items":[%b],"next":%b,"partial":false,"unreachable":[]}' % (
-        b",".join(map(encode, shown)),
+    found = [(place(item), encode(item)) for item in items[first : first + limit]]
+    more = first + limit < len(items) or elsewhere.more
+    if elsewhere.items:
+        found = sorted([*found, *elsewhere.items])
+        more, found = more or len(found) > limit, found[:limit]
+    following = base64.urlsafe_b64encode(json.dumps(found[-1][0])).decode() if more and found else None
+    body = b'{"items":[%b],"next":%b,"partial":%b,"unreachable":%b}' % (
+        b",".join(shown for _, shown in found),
         json.dumps(following),
+        json.dumps(bool(elsewhere.unreachable)),
+        json.dumps(sorted(elsewhere.unreachable)),
     )
     return web.Response(body=body, content_type=JSON)

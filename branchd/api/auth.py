@@ -1,7 +1,8 @@
 """Who sends a request, and whether a browser was tricked into sending it.
 
-On the unix socket the kernel tells the peer's uid and groups; on TCP a token does. What a principal may do is
-the routes' business.
+On the unix socket the kernel tells the peer's uid and groups; on TCP a token does; a request that another branch
+carried here comes over a connection that was made in its principal's name. What a principal may do is the routes'
+business.
 """
 
 import grp
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from branchd.api.connection import Connection
 from branchd.api.problems import CrossOrigin, Unauthenticated, WrongHost
 from branchd.api.settings import HttpSettings, TcpListener, parse_listener
 from branchd.branch.tokens import Tokens
@@ -40,6 +42,8 @@ class Guard:
 
     def principal(self, request: web.Request) -> Principal:
         """Unauthenticated, or Denied for a uid that may do nothing here."""
+        if (known := carried(request)) is not None:
+            return known
         connection = peer(request)
         if connection is not None:
             return self._by_credentials(connection)
@@ -54,6 +58,8 @@ class Guard:
 
     def check_sender(self, request: web.Request) -> None:
         """WrongHost, CrossOrigin. A browser adds these headers, and a page cannot change them."""
+        if carried(request) is not None:  # they were looked at where it came in
+            return
         host = request.headers.get("Host", "")
         connection = peer(request)
         if connection is None:
@@ -89,8 +95,17 @@ def group_id(name: str) -> int | None:
         return None
 
 
+def carried(request: web.Request) -> Principal | None:
+    """In whose name the connection was made, where that was not left to the request."""
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    return connection.principal
+
+
 def peer(request: web.Request) -> socket.socket | None:
-    """The connection when it came over a unix socket."""
+    """The connection when it came over a unix socket, where the kernel tells who is at the other end."""
+    if carried(request) is not None:
+        return None
     if request.transport is None:
         raise Unavailable("the connection is gone")
     connection: socket.socket = request.transport.get_extra_info("socket")

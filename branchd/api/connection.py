@@ -8,6 +8,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from branchd.api import problems
+from branchd.core.access import Principal
 from branchd.core.errors import BranchdError
 
 #: seconds between two requests before a connection is closed
@@ -35,11 +36,17 @@ SECURITY_HEADERS = {
 
 
 class Connection(web.RequestHandler):
-    """`ended` is called once, when it is over."""
+    """`ended` is called once, when it is over. `principal`: whose requests these are, where that is known before."""
 
-    __slots__ = ("_ended", "_head_timer", "_on_lost")
+    __slots__ = ("_ended", "_head_timer", "_on_lost", "principal")
 
-    def __init__(self, manager: web.Server, loop: asyncio.AbstractEventLoop, ended: Callable[[], object]):
+    def __init__(
+        self,
+        manager: web.Server,
+        loop: asyncio.AbstractEventLoop,
+        ended: Callable[[], object],
+        principal: Principal | None = None,
+    ):
         super().__init__(
             manager,
             loop=loop,
@@ -51,6 +58,7 @@ class Connection(web.RequestHandler):
             lingering_time=LINGER,
             auto_decompress=False,
         )
+        self.principal = principal
         self._ended = ended
         self._head_timer: asyncio.TimerHandle | None = None
         self._on_lost: set[Callable[[], object]] = set()

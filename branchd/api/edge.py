@@ -1,9 +1,10 @@
-"""What is done with every request around its handler, in this order: sender, principal, scope, names, parameters, body.
+"""What is done with every request around its handler, in this order: sender, principal, scope, names, parameters, body,
+and whether another branch has to answer it (forwarding.py).
 
-And with every error on the way back: it becomes a problem (problems.py).
+And on the way back: every error becomes a problem (problems.py), and every change leaves a record of who asked for it.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -12,8 +13,9 @@ from branchd.api import body, parameters, problems
 from branchd.api.answers import IF_MATCH, IF_NONE_MATCH
 from branchd.api.auth import Guard
 from branchd.api.connection import SECURITY_HEADERS
+from branchd.api.forwarding import OWNER, forwarded
 from branchd.api.problems import NoSuchPath, WrongMethod
-from branchd.api.routing import Call, House, Route
+from branchd.api.routing import About, Call, House, Route
 from branchd.core.access import Principal, Scope
 from branchd.core.errors import BranchdError, Denied, Fault, Invalid, Unavailable
 from branchd.core.faults import name_fault, queue_fault
@@ -22,62 +24,96 @@ AiohttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _ANYBODY = Principal("anybody", Scope.READ)
 
+#: whose answers say which branch they are of
+_OWNED = frozenset({About.DEFINITION, About.INSTANCE, About.NEW})
+
 
 class Edge:
     def __init__(self, house: House, guard: Guard) -> None:
         self._house = house
         self._guard = guard
+        self._routes: dict[object, Route] = {}
 
     def serve(self, route: Route) -> AiohttpHandler:
         async def handler(request: web.Request) -> web.StreamResponse:
-            principal = _ANYBODY
-            if route.scope is not None:
-                principal = self._guard.principal(request)
-                _check_scope(principal, route.scope)
-            if route.changes and not self._house.service.ready:
+            principal = _ANYBODY if route.scope is None else self._guard.principal(request)
+            if not route.changes:
+                return await self._answer(request, route, principal)
+            if not self._house.service.ready:
                 raise Unavailable("; ".join(self._house.service.problems()))
-            _check_names(request.match_info)
-            _check_preconditions(request, route)
-            values = parameters.read(route.query, request.query)
-            value = await body.read(request, route, self._house.settings.body_limit)
-            return await route.handler(Call(self._house, request, principal, request.match_info, values, value))
+            response = await _or_problem(request, self._answer(request, route, principal))
+            self._house.service.audit(principal, request.method, request.path, response.status, request.match_info)
+            return response
 
+        self._routes[handler] = route
         return handler
+
+    async def _answer(self, request: web.Request, route: Route, principal: Principal) -> web.StreamResponse:
+        _check_scope(principal, route)
+        _check_names(request.match_info)
+        _check_preconditions(request, route)
+        values = parameters.read(route.query, request.query)
+        value = await body.read(request, route, self._house.settings.body_limit)
+        call = Call(self._house, route, request, principal, request.match_info, values, value)
+        response = await forwarded(call)
+        return await route.handler(call) if response is None else response
 
     def middleware(self) -> Middleware:
         """aiohttp's: around routes, and around its own answers for paths and methods that are none."""
 
         @web.middleware
         async def around(request: web.Request, handler: AiohttpHandler) -> web.StreamResponse:
-            try:
-                self._guard.check_sender(request)
-                return await handler(request)
-            except BranchdError as error:
-                if problems.foreseen(error):
-                    return problems.answer(error)
-                return problems.answer(problems.internal(error, _where(request)))
-            except web.HTTPException as error:
-                return problems.answer(_from_aiohttp(error, request))
-            except ConnectionError:  # the client is gone, and nobody would read an answer
-                raise
-            except Exception as error:  # noqa: BLE001  # the last wall: no traceback leaves
-                return problems.answer(problems.internal(error, _where(request)))
+            return await _or_problem(request, self._checked(request, handler))
 
         return around
 
+    async def prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Signal of aiohttp, sent before the headers of any answer are."""
+        response.headers.update(SECURITY_HEADERS)
+        route = self._routes.get(request.match_info.handler)
+        done = response.status < web.HTTPBadRequest.status_code
+        if done and route is not None and route.about in _OWNED:
+            response.headers.setdefault(OWNER, self._house.service.name)  # another branch's answer has it
 
-async def secure(_request: web.Request, response: web.StreamResponse) -> None:
-    """Signal of aiohttp, sent before the headers of any answer are."""
-    response.headers.update(SECURITY_HEADERS)
+    async def _checked(self, request: web.Request, handler: AiohttpHandler) -> web.StreamResponse:
+        self._guard.check_sender(request)
+        return await handler(request)
 
 
-def _check_scope(principal: Principal, needed: Scope) -> None:
-    if not principal.scope.includes(needed):
-        raise Denied(f"this needs the scope {needed}; {principal.name} has {principal.scope}",
-                     f"use a token with the scope {needed}")  # fmt: skip
+async def _or_problem(request: web.Request, answer: Awaitable[web.StreamResponse]) -> web.StreamResponse:
+    try:
+        return await answer
+    except BranchdError as error:
+        if problems.foreseen(error):
+            return problems.answer(error)
+        return problems.answer(problems.internal(error, _where(request)))
+    except web.HTTPException as error:
+        return problems.answer(_from_aiohttp(error, request))
+    except ConnectionError:  # the client is gone, and nobody would read an answer
+        raise
+    except Exception as error:  # noqa: BLE001  # the last wall: no traceback leaves
+        return problems.answer(problems.internal(error, _where(request)))
 
 
-def _check_names(path: web.UrlMappingMatchInfo) -> None:
+def _check_scope(principal: Principal, route: Route) -> None:
+    needed = route.scope
+    if principal.via is not None and not route.about.carried:
+        raise Denied("this cannot be asked for by way of another branch", "ask this branch's own API")
+    if needed is None or principal.scope.includes(needed):
+        return
+    has = principal.asked or principal.scope
+    if not has.includes(needed):
+        raise Denied(
+            f"this needs the scope {needed}; {principal.name} has {has}", f"use a token with the scope {needed}"
+        )
+    # Other branches may operate here: their admins may also define instances, of whichever users branch/ then allows.
+    defines = route.about in {About.INSTANCE, About.NEW} and principal.scope.includes(Scope.OPERATE)
+    if not defines:
+        raise Denied(f"this needs the scope {needed}; what comes from other branches has {principal.scope} here",
+                     "ask this branch's own API, or change [auth] peer_scope in its configuration")  # fmt: skip
+
+
+def _check_names(path: Mapping[str, str]) -> None:
     faults = []
     for name, value in path.items():
         pointer = f"{{{name}}}"

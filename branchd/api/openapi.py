@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import TypeAdapter
@@ -23,8 +24,18 @@ from branchd.api.problems import (
     Unauthenticated,
     WrongHost,
 )
-from branchd.api.routing import Route, Text
-from branchd.core.errors import BranchdError, Denied, Invalid, NotFound, StorageFailed, Unavailable
+from branchd.api.routing import About, Route, Text
+from branchd.core.errors import (
+    BranchdError,
+    Denied,
+    Invalid,
+    NoAnswer,
+    NoRoute,
+    NotFound,
+    OutcomeUnknown,
+    StorageFailed,
+    Unavailable,
+)
 from branchd.core.faults import NAME
 from branchd.wire.decode import adapter
 
@@ -66,7 +77,7 @@ def _schemas(routes: list[Route]) -> tuple[Mapping[tuple[Any, Mode], Json], Json
         if isinstance(route.body, type):
             wanted[route.body, "validation"] = None
         for shape in route.returns.values():
-            if isinstance(_item(shape), type):
+            if isinstance(_item(shape), type | UnionType):
                 wanted[_item(shape), "serialization"] = None
     inputs: list[tuple[tuple[Any, Mode], Mode, TypeAdapter[Any]]] = [(key, key[1], adapter(key[0])) for key in wanted]
     schemas, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REFERENCE)
@@ -127,7 +138,7 @@ def _response(shape: Any, schemas: Mapping[tuple[Any, Mode], Json]) -> Json:
     if isinstance(shape, Text):
         return {"description": "A stream.", "content": {each: {"schema": {"type": "string"}} for each in shape.types}}
     item = _item(shape)
-    schema = schemas[item, "serialization"] if isinstance(item, type) else {"type": "object"}
+    schema = schemas[item, "serialization"] if isinstance(item, type | UnionType) else {"type": "object"}
     return {
         "description": "A page." if get_origin(shape) is list else "The object.",
         "content": {JSON: {"schema": _page(schema) if get_origin(shape) is list else schema}},
@@ -154,6 +165,10 @@ def possible(route: Route) -> list[type[BranchdError]]:
     found += [BrokenJson, TooLarge, TooSlow, NotJson]
     if route.changes:
         found += [Unavailable, StorageFailed]
+    if route.about in {About.INSTANCE, About.NEW, About.BRANCH}:
+        found += [NotFound, Unavailable, NoRoute, NoAnswer]
+        if route.changes:
+            found.append(OutcomeUnknown)
     if route.streams:
         found.append(TooMany)
     return found

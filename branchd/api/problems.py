@@ -7,6 +7,7 @@ for each slug. No traceback leaves: what was not foreseen is logged under an id,
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -108,6 +109,7 @@ MEANINGS: Mapping[type[BranchdError], Meaning] = {
     WrongMethod: Meaning(405, "wrong-method", "The path has no such method"),
     TooSlow: Meaning(408, "too-slow", "The body did not arrive in time"),
     errors.Conflict: Meaning(409, "conflict", "It contradicts what is there"),
+    errors.NoCapacity: Meaning(409, "no-capacity", "No branch takes it"),
     errors.Refused: Meaning(409, "refused", "The worker refuses"),
     errors.SpawnFailed: Meaning(409, "spawn-failed", "The program could not be started"),
     errors.Stale: Meaning(412, "stale", "It was changed since it was read"),
@@ -118,9 +120,12 @@ MEANINGS: Mapping[type[BranchdError], Meaning] = {
     TooMany: Meaning(429, "too-many", "Too many long answers are open"),
     HeadersTooLarge: Meaning(431, "headers-too-large", "The headers are too large"),
     Internal: Meaning(500, "internal", "Something went wrong here"),
+    errors.NoRoute: Meaning(503, "not-connected", "The branch is not connected"),
     errors.StorageFailed: Meaning(503, "storage-failed", "The store takes nothing"),
     errors.Unavailable: Meaning(503, "unavailable", "It cannot be told or done now"),
     errors.NoChannel: Meaning(503, "no-channel", "The worker does not answer"),
+    errors.NoAnswer: Meaning(504, "branch-unreachable", "Another branch does not answer"),
+    errors.OutcomeUnknown: Meaning(504, "branch-unreachable", "Another branch does not answer"),
 }
 
 
@@ -134,6 +139,7 @@ class Problem:
     detail: str
     hint: str = ""
     instance: str = ""  #: under which a fault of branchd's own stands in its log
+    outcome: str = ""  #: "unknown": what was asked for may have been done or not
     errors: tuple[Fault, ...] = ()
 
 
@@ -153,20 +159,30 @@ def internal(error: BaseException, where: str) -> Internal:
     return Internal(id)
 
 
-def answer(error: BranchdError) -> web.Response:
+def problem(error: BranchdError) -> Problem:
     it = meaning(type(error))
-    problem = Problem(
+    return Problem(
         it.type,
         it.title,
         it.status,
         error.detail,
         error.hint,
         f"urn:branchd:failure:{error.id}" if isinstance(error, Internal) else "",
+        "unknown" if isinstance(error, errors.OutcomeUnknown) else "",
         tuple(error.faults) if isinstance(error, Invalid) else (),
     )
+
+
+def shown(problem: Problem) -> dict[str, Any]:
+    """As JSON, without what is empty."""
+    return {name: value for name, value in encode(problem).items() if value}
+
+
+def answer(error: BranchdError) -> web.Response:
+    told = problem(error)
     return web.Response(
-        body=json.dumps({name: value for name, value in encode(problem).items() if value}),
-        status=it.status,
+        body=json.dumps(shown(told)),
+        status=told.status,
         headers=error.headers if isinstance(error, HttpError) else None,
         content_type=MEDIA_TYPE,
     )

@@ -1,5 +1,7 @@
 """The server: the application made of the routes, and its life on the listeners."""
 
+import asyncio
+import socket
 from functools import cache
 
 from aiohttp import web
@@ -7,6 +9,7 @@ from aiohttp import web
 from branchd.api import body, edge, openapi
 from branchd.api.accepting import Acceptor, room
 from branchd.api.auth import Guard
+from branchd.api.connection import Connection
 from branchd.api.encoded import Encoded
 from branchd.api.handlers import ROUTES
 from branchd.api.listeners import Opened, open_all
@@ -14,6 +17,8 @@ from branchd.api.routing import House
 from branchd.api.settings import HttpSettings
 from branchd.api.streams import Streams
 from branchd.branch.service import Service
+from branchd.core.access import Principal
+from branchd.core.errors import Unavailable
 from branchd.wire import json
 
 #: seconds that stop() leaves requests to be answered
@@ -36,7 +41,7 @@ def make_app(service: Service, settings: HttpSettings) -> web.Application:
         streams.close()
 
     app.on_shutdown.append(end_streams)
-    app.on_response_prepare.append(edge.secure)
+    app.on_response_prepare.append(rim.prepare)
     return app
 
 
@@ -63,6 +68,23 @@ class Server:
             acceptor.start()
             self._acceptors.append(acceptor)
 
+    async def connect(self, principal: Principal) -> socket.socket:
+        """The other end of a new connection; whatever is asked over it is asked by that principal. Unavailable."""
+        manager = self._runner.server
+        if manager is None:
+            raise Unavailable("this branch's API is not open")
+        ours, theirs = socket.socketpair()
+        loop = asyncio.get_running_loop()
+        try:
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            await loop.connect_accepted_socket(lambda: Connection(manager, loop, _nobody_waits, principal), ours)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        return theirs
+
     async def stop(self) -> None:
         """Takes no more connections, ends long answers, and leaves the others a moment."""
         for acceptor in self._acceptors:
@@ -71,3 +93,7 @@ class Server:
         for opened in self._opened:
             opened.close()
         self._acceptors, self._opened = [], []
+
+
+def _nobody_waits() -> None:
+    """There is no listener whose room the connection took."""

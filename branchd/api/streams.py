@@ -16,6 +16,9 @@ from branchd.core.errors import BranchdError
 
 T = TypeVar("T")
 
+#: whose streams: the name of a principal, and the branch that it asked
+Owner = tuple[str, str | None]
+
 #: followers of logs and subscribers of events together
 MOST_STREAMS = 256
 
@@ -34,7 +37,7 @@ PING = 15.0
 
 class Streams:
     def __init__(self) -> None:
-        self._open: Counter[str] = Counter()  #: by the name of the principal
+        self._open: Counter[Owner] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -46,12 +49,13 @@ class Streams:
 
     async def run(self, request: web.Request, principal: Principal, pump: Coroutine[Any, Any, None]) -> None:
         """Runs what writes a stream, to its end or the client's or the server's. TooMany."""
+        owner = principal.name, principal.via
         try:
-            self._check_room(principal, peer(request) is not None and principal.scope is Scope.ADMIN)
+            self._check_room(owner, peer(request) is not None and principal.scope is Scope.ADMIN)
         except BranchdError:
             pump.close()
             raise
-        self._open[principal.name] += 1
+        self._open[owner] += 1
         try:
             await self.during(request, pump)
         except (ConnectionError, TimeoutError):  # gone, or reads too slowly
@@ -60,15 +64,15 @@ class Streams:
             internal(error, f"{request.method} {request.raw_path!r}")
             _abort(request)
         finally:
-            self._open[principal.name] -= 1
+            self._open[owner] -= 1
             self._open += Counter()  # forgets who has none
 
-    def _check_room(self, principal: Principal, operator: bool) -> None:
+    def _check_room(self, owner: Owner, operator: bool) -> None:
         most = MOST_STREAMS if operator else MOST_STREAMS - RESERVED
         if self._open.total() >= most:
             raise TooMany(f"{most} streams are open", "close some, and try again")
-        if not operator and self._open[principal.name] >= MOST_OF_ONE:
-            raise TooMany(f"{MOST_OF_ONE} streams of {principal.name} are open", "close some, and try again")
+        if not operator and self._open[owner] >= MOST_OF_ONE:
+            raise TooMany(f"{MOST_OF_ONE} streams of {owner[0]} are open", "close some, and try again")
 
     async def during(self, request: web.Request, work: Coroutine[Any, Any, T]) -> T | None:
         """What it returns, or None when the client went or the server stopped before."""

@@ -1,14 +1,17 @@
 """Apps, queues and instances as they are defined: what may be written, and what it comes to when put together.
 
-Holds the records in memory; pure look-ups and checks. Writing them down and acting on them is the service's.
+The records are held by layers.py. Checks without effects: writing down and acting is the service's.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from branchd.branch.records import AppRecord, QueueRecord, Snapshot
+from branchd.branch.layers import Layers
+from branchd.branch.ports import Host
+from branchd.branch.records import AppRecord, Snapshot
 from branchd.branch.world import Policies
-from branchd.core.errors import Fault, Invalid, NotFound
+from branchd.core.access import Scope
+from branchd.core.errors import Fault, Invalid, SpawnFailed
 from branchd.core.faults import name_fault, queue_fault
 from branchd.core.spec import Kind, Pool, Restart, Spec, Unusable, Wanted
 from branchd.core.values import Key, QueueDeclaration
@@ -23,33 +26,17 @@ MOST = 10_000
 EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
 
 
-class Definitions:
-    def __init__(self, policies: Policies, snapshot: Snapshot, own_account: str) -> None:
-        """`own_account`: the name of the account that the daemon runs as."""
+class Definitions(Layers):
+    def __init__(self, policies: Policies, snapshot: Snapshot, host: Host) -> None:
+        super().__init__(snapshot)
         self._policies = policies
-        self._own_account = own_account
-        # The definition of an app may come later than its instances.
-        self.apps = {instance.key.app: AppRecord(instance.key.app, {}) for instance in snapshot.instances}
-        self.apps |= {app.name: app for app in snapshot.apps}
-        self.queues: dict[str, dict[str, QueueRecord]] = {}
-        for record in snapshot.queues:
-            self.queues.setdefault(record.app, {})[record.queue.name] = record
+        self._host = host
+        self._own_account = host.account(None)[1]
 
-    def app(self, name: str) -> AppRecord:
-        if name not in self.apps:
-            raise NotFound(f"there is no app {name[:80]!r}", "branchctl app ls lists them")
-        return self.apps[name]
-
-    def queue(self, app: str, name: str) -> QueueRecord:
-        self.app(app)
-        found = self.queues.get(app, {}).get(name)
-        if found is None:
-            raise NotFound(f"app {app} declares no queue {name[:80]!r}")
-        return found
 
     def declaration(self, app: str, name: str) -> QueueDeclaration:
         """As declared for the app, else Celery's default."""
-        record = self.queues.get(app, {}).get(name)
+        record = self.find_queue(app, name)
         return record.queue if record is not None else QueueDeclaration(name)
 
     def declarations(self, app: str, spec: Spec) -> tuple[QueueDeclaration, ...] | None:
@@ -62,7 +49,10 @@ class Definitions:
         default_user = self._policies.default_user
         defaults = {} if default_user is None else {"user": default_user}
         spec = effective(dict(app.spec), dict(raw), defaults)
-        if faults := self._account_faults(spec):
+        faults = self._account_faults(spec)
+        if app.stamp is not None and app.stamp.branch != self.branch:
+            faults += self.peer_faults(spec)
+        if faults:
             raise Invalid(faults)
         return spec
 
@@ -92,6 +82,22 @@ class Definitions:
         if spec.group is not None:
             hint = "leave it out: the user's own groups are used"
             faults.append(Fault("/group", "cannot be chosen where [auth] allow_users is set", hint))
+        return faults
+
+    def peer_faults(self, spec: Spec) -> list[Fault]:
+        """Why an effective spec, valid here, may not come from another branch: only as a user other than root."""
+        if self._policies.peer_scope is Scope.ADMIN:
+            return []
+        hint = "the branch's configuration decides: [auth] peer_scope"
+        try:
+            uid = self._host.uid(spec.user)
+        except SpawnFailed as failure:
+            return [Fault("/user", failure.detail, failure.hint)]
+        faults = []
+        if uid == 0:
+            faults.append(Fault("/user", "other branches may run nothing as root here", f"set `user`; {hint}"))
+        if spec.group is not None:
+            faults.append(Fault("/group", "other branches may choose no group here", hint))
         return faults
 
     def node_name(self, key: Key) -> str:

@@ -5,7 +5,8 @@ overwrite each other; no lock is held while a process is waited for.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -13,11 +14,21 @@ import structlog
 
 from branchd.branch.definitions import MOST, Definitions
 from branchd.branch.journal import Journal, Told
-from branchd.branch.records import AppRecord, InstanceRecord, Put, RemoveInstance, RunRecord, Snapshot
+from branchd.branch.outcomes import Outcomes
+from branchd.branch.records import (
+    AppRecord,
+    InstanceRecord,
+    OutcomeRecord,
+    Put,
+    RemoveInstance,
+    RemoveOutcome,
+    RunRecord,
+    Snapshot,
+)
 from branchd.branch.supervisor import Supervisor
 from branchd.branch.watch import Watch
 from branchd.branch.world import Policies, World
-from branchd.core.errors import BranchdError, Conflict, NotFound, Stale, Unavailable
+from branchd.core.errors import BranchdError, Conflict, NotFound, Stale, StorageFailed, Unavailable
 from branchd.core.spec import Unusable
 from branchd.core.values import Key
 
@@ -31,8 +42,10 @@ class Fleet:
     def __init__(self, world: World, policies: Policies, snapshot: Snapshot, journal: Journal) -> None:
         self.world = world
         self.journal = journal
-        self.definitions = Definitions(policies, snapshot, world.host.account(None)[1])
+        self.definitions = Definitions(policies, snapshot, world.host)
+        self.outcomes = Outcomes(snapshot.outcomes)
         self.stopping = False  #: nothing new is started
+        self.watchers: list[Callable[[Key], None]] = []  #: told of instances that are new, being deleted or gone
         self._branch = policies.name
         self._watch = Watch(world.clock)
         #: only those in use: anybody may ask for an app that does not exist
@@ -88,12 +101,45 @@ class Fleet:
         if self.stopping:
             raise Unavailable("this branch is stopping")
 
-    async def add(self, record: InstanceRecord, *further: Put) -> Supervisor:
-        """Commits a new instance, with what else belongs to it, and starts it where it is wanted up."""
+    async def add(
+        self,
+        record: InstanceRecord,
+        outcome: OutcomeRecord | None = None,
+        sure: Callable[[], Awaitable[None]] | None = None,
+    ) -> Supervisor:
+        """Commits a new instance, with the outcome of the request for it, and starts it where it is wanted up.
+
+        `sure` is awaited between the two. What it raises is raised, and the commit taken back, as far as the store
+        lets it be: the instance is there all the same where it does not.
+        """
         key = record.key
-        await self.journal.commit(Put(record), *further, events=[("instance.created", key.app, key.name, {})])
-        supervisor = self._supervisor(self.definitions.app(key.app), record, None)
-        self._supervisors[key] = supervisor
+        outcomes = [] if outcome is None else [Put(outcome)]
+        await self.journal.commit(Put(record), *outcomes, events=[("instance.created", key.app, key.name, {})])
+        doubt: BranchdError | None = None
+        if sure is not None:
+            try:
+                await sure()
+            except BranchdError as error:
+                doubt = error
+                forgotten = [] if outcome is None else [RemoveOutcome(outcome.request)]
+                told: list[Told] = [("instance.deleted", key.app, key.name, {"reason": error.detail})]
+                try:
+                    await self.journal.commit(RemoveInstance(key), *forgotten, events=told)
+                except StorageFailed as failure:
+                    log.warning("not taken back", instance=str(key), reason=failure.detail)
+                else:
+                    raise
+        if outcome is not None:
+            self.outcomes.add(outcome)
+        supervisor = self._install(record)
+        if doubt is not None:
+            raise doubt
+        return supervisor
+
+    def _install(self, record: InstanceRecord) -> Supervisor:
+        supervisor = self._supervisor(self.definitions.app(record.key.app), record, None)
+        self._supervisors[record.key] = supervisor
+        self._changed(record.key)
         if self.stopping:
             supervisor.retire()  # the daemon's end began meanwhile: the next one starts it
         else:
@@ -113,19 +159,30 @@ class Fleet:
             spec = self.definitions.effective(app, raw)
         if dict(raw) == dict(record.spec):
             return
-        new = InstanceRecord(key, raw, record.generation + 1, record.created_at)
+        new = replace(record, spec=raw, generation=record.generation + 1)
         events: list[Told] = [("instance.changed", key.app, key.name, {"generation": new.generation})]
         await self.journal.commit(Put(new), events=events)
         supervisor.redefine(new, spec, self.definitions.declarations(key.app, spec))
 
-    async def begin_delete(self, supervisor: Supervisor) -> None:
-        """Commits that it goes, and stops it; it is removed when nothing of it runs any more."""
+    def reapply(self, app: str) -> None:
+        """What the definition of the app has come to be, to its instances."""
+        for supervisor in self.of(app):
+            spec = self.definitions.standing(self.definitions.app(app), supervisor.record.spec)
+            supervisor.redefine(supervisor.record, spec, self.definitions.declarations(app, spec))
+
+    async def begin_delete(self, supervisor: Supervisor, *further: Put, events: Sequence[Told] = ()) -> None:
+        """Commits that it goes, and stops it; it is removed when nothing of it runs any more.
+
+        `further` and `events` are committed with it; nothing of it where it was going already.
+        """
         record = supervisor.record
         key = record.key
         if not record.deleting:
-            going = InstanceRecord(key, record.spec, record.generation, record.created_at, deleting=True)
-            await self.journal.commit(Put(going), events=[("instance.deleting", key.app, key.name, {})])
+            going = replace(record, deleting=True)
+            told: list[Told] = [*events, ("instance.deleting", key.app, key.name, {})]
+            await self.journal.commit(Put(going), *further, events=told)
             supervisor.redefine(going, supervisor.spec, None)
+            self._changed(key)
         supervisor.retire()
 
     def _settled(self, supervisor: Supervisor) -> None:
@@ -137,16 +194,26 @@ class Fleet:
         async with self.lock(key.app):
             if self._supervisors.get(key) is not supervisor or not supervisor.settled:
                 return
+            outcome = self.outcomes.ended(key, self.world.wall())
+            outcomes = [] if outcome is None else [Put(outcome)]
             try:
                 await self.world.logs.remove(key)
-                await self.journal.commit(RemoveInstance(key), events=[("instance.deleted", key.app, key.name, {})])
+                events: list[Told] = [("instance.deleted", key.app, key.name, {})]
+                await self.journal.commit(RemoveInstance(key), *outcomes, events=events)
             except Unavailable as error:
                 # What was promised is done when it can be: a full disk only delays it.
                 log.warning("not deleted yet", instance=str(key), reason=error.detail)
                 asyncio.get_running_loop().call_later(REMOVE_AGAIN, self._settled, supervisor)
                 return
+            if outcome is not None:
+                self.outcomes.add(outcome)
             del self._supervisors[key]
             supervisor.gone()
+            self._changed(key)
+
+    def _changed(self, key: Key) -> None:
+        for watcher in self.watchers:
+            watcher(key)
 
     def _supervisor(self, app: AppRecord, record: InstanceRecord, run: RunRecord | None) -> Supervisor:
         spec = self.definitions.standing(app, record.spec)

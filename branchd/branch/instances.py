@@ -1,32 +1,27 @@
 """Use cases of instances: created, changed, started and stopped, waited for."""
 
 import asyncio
-import hashlib
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from branchd.branch.fleet import Fleet, expect, expect_new
-from branchd.branch.records import InstanceRecord, Put, ReplyRecord
+from branchd.branch.outcomes import derived_name, request_digest, request_id
+from branchd.branch.records import InstanceRecord, OutcomeRecord
 from branchd.branch.supervisor import Supervisor
 from branchd.core.access import Principal
-from branchd.core.errors import Conflict, Fault, Invalid, StorageFailed, Unavailable
+from branchd.core.errors import Conflict, Denied, Fault, Invalid, StorageFailed, Unavailable
 from branchd.core.faults import SIGNALS, name_fault
 from branchd.core.lifecycle import State
-from branchd.core.spec import Wanted
+from branchd.core.spec import Spec, Wanted
 from branchd.core.values import Key, signal_number
-from branchd.wire import json
 from branchd.wire.resources import Instance
 from branchd.wire.spec import accept, patched
 
-#: seconds that the answer to a request with an Idempotency-Key is remembered
-REPLIES_KEPT = 24 * 3600.0
-
 
 class Instances:
-    def __init__(self, fleet: Fleet, replies: tuple[ReplyRecord, ...]) -> None:
+    def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._replies = {(reply.principal, reply.key): reply for reply in replies}
 
     def list(self, app: str | None = None) -> list[Instance]:
         """By name; the same objects as long as nothing changed."""
@@ -43,40 +38,36 @@ class Instances:
     ) -> tuple[Instance, bool]:
         """The instance, and whether this call made it: False for the replay of an earlier one.
 
-        The body is a spec and, if it is to have one of the caller's choice, a name.
+        Denied where a limited principal may not. The body is a spec and, if it is to have one of the caller's choice, a name.
         """
         spec = _object(body)
         name = spec.pop("name", None)
-        digest = hashlib.sha256(json.dumps([app, body])).hexdigest()
-        now = self._fleet.world.wall()
+        digest = request_digest(app, body)
+        request = secrets.token_hex(32) if idempotency_key is None else request_id(principal, idempotency_key)
         async with self._fleet.lock(app):
             self._fleet.definitions.app(app)
-            if idempotency_key is not None and (reply := self._replies.get((principal.name, idempotency_key))):
-                if reply.digest != digest:
-                    raise Conflict("this Idempotency-Key was used for another request", "use a new key")
-                if self._fleet.find(Key(reply.app, reply.instance)) is None:
-                    made = f"{reply.app}:{reply.instance}"
-                    raise Conflict(f"{made} was created under this Idempotency-Key, and has been deleted since",
-                                   "use a new key to create another")  # fmt: skip
-                return self.get(reply.app, reply.instance), False
-            if name is None:
-                seed = secrets.token_hex(16) if idempotency_key is None else f"{principal.name}\0{idempotency_key}"
-                name = f"{app[:54]}-{hashlib.sha256(seed.encode()).hexdigest()[:8]}"
-            record = self._new(app, name, spec)
-            if idempotency_key is None:
-                supervisor = await self._fleet.add(record)
-            else:
-                reply = ReplyRecord(principal.name, idempotency_key, digest, now, app, name)
-                supervisor = await self._fleet.add(record, Put(reply))
-                self._replies[reply.principal, reply.key] = reply
+            if (outcome := self._fleet.outcomes.get(request)) is not None:
+                return self._known(outcome, digest), False
+            name = derived_name(app, request) if name is None else name
+            record = self._new(app, name, spec, principal.limited)
+            outcome = OutcomeRecord(request, digest, record.created_at, app, name)
+            supervisor = await self._fleet.add(record, None if idempotency_key is None else outcome)
         return await self._begun(supervisor), True
 
-    def expire(self, before: float) -> None:
-        """Forgets answers that are older than `before`, seconds since 1970."""
-        self._replies = {key: reply for key, reply in self._replies.items() if reply.at > before}
+    def _known(self, outcome: OutcomeRecord, digest: str) -> Instance:
+        """What an earlier request under the same Idempotency-Key has made."""
+        if outcome.instance is None:
+            raise Conflict("the request under this Idempotency-Key was cancelled", "use a new key")
+        if outcome.digest != digest:
+            raise Conflict("this Idempotency-Key was used for another request", "use a new key")
+        if outcome.ended:
+            made = f"{outcome.app}:{outcome.instance}"
+            raise Conflict(f"{made} was created under this Idempotency-Key, and has been deleted since",
+                           "use a new key to create another")  # fmt: skip
+        return self.get(outcome.app, outcome.instance)
 
-    def _new(self, app: str, name: Any, spec: Mapping[str, Any]) -> InstanceRecord:
-        """The record of a new instance; every fault of its name and of its spec at once."""
+    def _new(self, app: str, name: Any, spec: Mapping[str, Any], limited: bool) -> InstanceRecord:
+        """The record of a new instance; every fault of its name and of its spec at once. Denied."""
         definitions = self._fleet.definitions
         fault = (
             name_fault(name, "/name", "instance name")
@@ -87,19 +78,21 @@ class Instances:
         raw = dict(spec)
         try:
             raw = accept(spec, {})
-            definitions.effective(definitions.app(app), raw)
+            merged = definitions.effective(definitions.app(app), raw)
         except Invalid as invalid:
             faults += invalid.faults
         if faults:
             raise Invalid(faults)
+        if limited:
+            self._check_peer(merged)
         key = Key(app, name)
         self._fleet.check_room(key)
         return InstanceRecord(key, raw, 1, self._fleet.world.wall())
 
     async def put(
-        self, app: str, name: str, spec: Any, match: int | None = None, new: bool = False
+        self, app: str, name: str, spec: Any, match: int | None = None, new: bool = False, limited: bool = False
     ) -> tuple[Instance, bool]:
-        """The instance, and whether it is new, as with `new` it must be."""
+        """The instance, and whether it is new, as with `new` it must be. `limited`: as a limited principal; Denied."""
         given = _object(spec)
         async with self._fleet.lock(app):
             self._fleet.definitions.app(app)
@@ -109,19 +102,33 @@ class Instances:
                 expect_new(supervisor)
             created = supervisor is None
             if supervisor is None:
-                supervisor = await self._fleet.add(self._new(app, name, given))
+                supervisor = await self._fleet.add(self._new(app, name, given, limited))
             else:
-                await self._fleet.write(supervisor, accept(given, dict(supervisor.record.spec)))
+                await self._write(supervisor, accept(given, dict(supervisor.record.spec)), limited)
         return await self._begun(supervisor), created
 
-    async def patch(self, app: str, name: str, patch: Any, match: int | None = None, restart: bool = False) -> Instance:
+    async def patch(
+        self, app: str, name: str, patch: Any, match: int | None = None, restart: bool = False, limited: bool = False
+    ) -> Instance:
         async with self._fleet.lock(app):
             supervisor = self._fleet.get(app, name)
             expect(supervisor.record, match)
-            await self._fleet.write(supervisor, patched(dict(supervisor.record.spec), patch))
+            await self._write(supervisor, patched(dict(supervisor.record.spec), patch), limited)
         if restart and supervisor.spec.wanted is Wanted.UP:
             supervisor.restart()
         return await self._begun(supervisor)
+
+    async def _write(self, supervisor: Supervisor, raw: Mapping[str, Any], limited: bool) -> None:
+        if limited:
+            definitions = self._fleet.definitions
+            self._check_peer(supervisor.spec, definitions.effective(definitions.app(supervisor.key.app), raw))
+        await self._fleet.write(supervisor, raw)
+
+    def _check_peer(self, *specs: Spec) -> None:
+        """Denied where other branches may not have one of these run here."""
+        faults = [fault for spec in specs for fault in self._fleet.definitions.peer_faults(spec)]
+        if faults:
+            raise Denied("; ".join(dict.fromkeys(fault.detail for fault in faults)), faults[0].hint)
 
     async def edit(self, app: str, name: str, change: Callable[[], Mapping[str, Any]]) -> None:
         """A patch that depends on what the spec is at that moment."""
@@ -129,10 +136,13 @@ class Instances:
             supervisor = self._fleet.get(app, name)
             await self._fleet.write(supervisor, patched(dict(supervisor.record.spec), change()))
 
-    async def delete(self, app: str, name: str) -> None:
+    async def delete(self, app: str, name: str, limited: bool = False) -> None:
         """Begins; it is gone when get() says so."""
         async with self._fleet.lock(app):
-            await self._fleet.begin_delete(self._fleet.get(app, name))
+            supervisor = self._fleet.get(app, name)
+            if limited:
+                self._check_peer(supervisor.spec)
+            await self._fleet.begin_delete(supervisor)
 
     async def start(self, app: str, name: str) -> Instance:
         return await self._act(app, name, Wanted.UP, Supervisor.start)

@@ -102,6 +102,9 @@ class Host(Protocol):
     def account(self, user: str | None) -> tuple[str, str]:
         """Home folder and name of an account, None for the daemon's own; SpawnFailed when there is no such account."""
 
+    def uid(self, user: str | None) -> int:
+        """Of an account, None for the daemon's own; SpawnFailed when there is no such account."""
+
     def usage(self, identity: Identity) -> Mapping[str, float] | None:
         """rss (bytes), cpu_seconds, processes, threads, open_files of a process and its children; None when gone."""
 

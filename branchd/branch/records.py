@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from branchd.core.lifecycle import Machine
-from branchd.core.stamps import Entry
+from branchd.core.stamps import Entry, EntryKind, Stamp
 from branchd.core.values import Exit, Identity, Key, QueueDeclaration
 
 Raw = Mapping[str, Any]
@@ -20,6 +20,7 @@ class AppRecord:
     spec: Raw  #: as given; secrets in the clear, which is why the state folder is 0700
     generation: int = 1
     created_at: float = 0.0
+    stamp: Stamp | None = None  #: of one that the neighbourhood shares, which is kept as an Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +92,10 @@ class OutcomeRecord:
 
     request: str  #: its id: of the principal and the Idempotency-Key, else random
     digest: str  #: of what was asked for; another request under the same id is refused
-    at: float
+    at: float  #: when it was accepted or cancelled; of one that has ended: when that was
     app: str
     instance: str | None  #: None: it was cancelled, and will never make anything
+    ended: bool = False  #: what it made is no more
 
 
 Record = AppRecord | QueueRecord | InstanceRecord | RunRecord | TokenRecord | EventRecord | OutcomeRecord | Entry
@@ -120,6 +122,13 @@ class RemoveQueue:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveEntry:
+    kind: EntryKind
+    app: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveInstance:
     """With its run."""
 
@@ -129,6 +138,13 @@ class RemoveInstance:
 @dataclass(frozen=True, slots=True)
 class RemoveToken:
     id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveOutcome:
+    """As if the request had never come."""
+
+    request: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +166,7 @@ class Expire:
     events: int
 
 
-Change = Put | RemoveApp | RemoveQueue | RemoveInstance | RemoveToken | Remember | Expire
+Change = Put | RemoveApp | RemoveQueue | RemoveEntry | RemoveInstance | RemoveToken | RemoveOutcome | Remember | Expire
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,22 +8,36 @@ from branchd.branch.apps import Apps, Queues
 from branchd.branch.celery import Celery
 from branchd.branch.events import KEPT, EventLog
 from branchd.branch.fleet import Fleet
-from branchd.branch.instances import REPLIES_KEPT, Instances
+from branchd.branch.instances import Instances
 from branchd.branch.journal import Journal
+from branchd.branch.mesh.mesh import Membership, Mesh
+from branchd.branch.operations import Operations
+from branchd.branch.outcomes import KEPT as OUTCOMES_KEPT
 from branchd.branch.ports import LogFiles
 from branchd.branch.records import Expire, Snapshot
 from branchd.branch.tokens import Tokens
 from branchd.branch.world import Policies, World
+from branchd.core.access import Principal
 from branchd.core.capacity import capacity
+from branchd.core.peers import BranchState
 from branchd.wire.agent import Heartbeat
 from branchd.wire.resources import Branch, Stats, timestamp
 
-#: seconds between two clean-ups of old replies and events
+#: seconds between two clean-ups of old outcomes and events
 EXPIRE_EVERY = 600.0
 
 
 class Service:
-    def __init__(self, world: World, policies: Policies, snapshot: Snapshot, admin_token: str, version: str) -> None:
+    def __init__(
+        self,
+        world: World,
+        policies: Policies,
+        snapshot: Snapshot,
+        admin_token: str,
+        version: str,
+        membership: Membership | None = None,
+    ) -> None:
+        """`membership`: None for a branch that is alone."""
         self._world = world
         self._policies = policies
         self._version = version
@@ -33,12 +47,18 @@ class Service:
         self.events = EventLog(world.store, snapshot.last_event)
         self._journal = Journal(world.store, self.events, world.wall)
         self._fleet = Fleet(world, policies, snapshot, self._journal)
-        self.apps = Apps(self._fleet)
-        self.queues = Queues(self._fleet)
-        self.instances = Instances(self._fleet, snapshot.replies)
+        self.operations = Operations(policies.name, world.wall)
+        self.mesh = None if membership is None else self._mesh(membership, snapshot.facts)
+        if self.mesh is None:
+            self.apps, self.queues = Apps(self._fleet), Queues(self._fleet)
+        else:
+            self.apps = Apps(self._fleet, self.mesh.sharing, self.mesh.instances_elsewhere)
+            self.queues = Queues(self._fleet, self.mesh.sharing)
+        self.instances = Instances(self._fleet)
         self.celery = Celery(self._fleet, self.instances)
         self.tokens = Tokens(world.store, snapshot.tokens, world.wall, admin_token)
         self.logs: LogFiles = world.logs
+        self.ending = asyncio.Event()  #: set where the daemon is asked to end
         self._timer: asyncio.TimerHandle | None = None
         self._why_not_ready = "starting: looking for what an earlier daemon left"
 
@@ -54,8 +74,25 @@ class Service:
         for supervisor in supervisors:
             await supervisor.idle()
         await self._journal.commit(events=[("branch.started", None, None, {"version": self._version})])
+        if self.mesh is not None:
+            await self.mesh.begin()
         self._why_not_ready = ""
         self._expire()
+
+    def _mesh(self, membership: Membership, facts: Mapping[str, str]) -> Mesh:
+        def happened(kind: str, app: str | None, name: str | None, data: Mapping[str, Any]) -> None:
+            self._fleet.later(self._journal.commit(events=[(kind, app, name, data)]))
+
+        return Mesh(
+            membership,
+            self._fleet,
+            self._policies,
+            self.operations,
+            facts,
+            self._version,
+            lambda: next(iter(self.addresses), None),
+            happened,
+        )
 
     async def end(self) -> None:
         """Runs every stop plan, all at once, and returns when nothing runs any more. What is wanted stays wanted."""
@@ -67,7 +104,14 @@ class Service:
         for supervisor in self._fleet.all():
             while not supervisor.settled:
                 await supervisor.changed()
+        await self.leave()
         self.close()
+
+    async def leave(self) -> None:
+        """Ends what is under way for others, and belongs to no neighbourhood any more; what runs goes on."""
+        await self.operations.close()
+        if self.mesh is not None:
+            await self.mesh.end()
 
     def remaining(self) -> list[str]:
         """Instances that still have a process, or one on its way."""
@@ -92,12 +136,15 @@ class Service:
         return [self._why_not_ready] if self._why_not_ready else []
 
     def branch(self) -> Branch:
-        reserved = (supervisor.spec.weight for supervisor in self._fleet.all())
-        room = capacity(self._policies.slots, self._world.host.cpus, reserved)
+        if self.mesh is None:
+            reserved = (supervisor.spec.weight for supervisor in self._fleet.all())
+            room = capacity(self._policies.slots, self._world.host.cpus, reserved)
+        else:
+            room = self.mesh.capacity
         return Branch(
             id=self.id,
             name=self.name,
-            state="up",
+            state=BranchState.UP if self.mesh is None else self.mesh.state,
             version=self._version,
             slots=room.slots,
             reserved=room.reserved,
@@ -124,10 +171,19 @@ class Service:
             worker=await self.celery.stats(supervisor),
         )
 
+    def audit(self, principal: Principal, method: str, path: str, status: int, about: Mapping[str, str]) -> None:
+        """Records who asked for a change, and what it was answered. `about`: its app and instance, where it names them.
+
+        Returns at once: the answer does not wait for the record.
+        """
+        data = {"principal": principal.name, "via": principal.via, "method": method, "path": path, "status": status}
+        told = ("request", about.get("app"), about.get("instance"), data)
+        self._fleet.later(self._journal.commit(events=[told]))
+
     def _expire(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(EXPIRE_EVERY, self._expire)
-        before = self._world.wall() - REPLIES_KEPT
-        self.instances.expire(before)
+        before = self._world.wall() - OUTCOMES_KEPT
+        self._fleet.outcomes.expire(before)
         self._fleet.later(self._world.store.write(Expire(before, KEPT)))
 
     def _heard(self, pid: int, report: Heartbeat) -> None:

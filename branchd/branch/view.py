@@ -54,7 +54,7 @@ def render(
         app=record.key.app,
         name=record.key.name,
         branch=branch,
-        placement=Placement.PINNED,
+        placement=Placement.PINNED if record.placed is None else Placement.PLACED,
         kind=spec.kind,
         generation=record.generation,
         created_at=timestamp(record.created_at),
@@ -89,8 +89,21 @@ def _last_exit(run: RunRecord) -> LastExit | None:
     return LastExit(run.last_exit.code, name, timestamp(run.last_exit_at))
 
 
-def render_app(record: AppRecord, instances: int) -> App:
-    return App(record.name, record.generation, timestamp(record.created_at), hide(record.spec), instances)
+def render_app(record: AppRecord, instances: int, conditions: tuple[ConditionView, ...]) -> App:
+    return App(
+        record.name, record.generation, timestamp(record.created_at), hide(record.spec), instances, conditions
+    )
+
+
+def app_conditions(app: str, *, shared: bool, conflict: bool) -> tuple[ConditionView, ...]:
+    """`shared`: it is the neighbourhood's that this branch goes by."""
+    if conflict:
+        reason = f"this branch goes by its own, which differs: branchctl app adopt {app}, or branchctl app publish {app}"
+        return (
+            ConditionView(ConditionType.SHARED, Truth.FALSE, reason),
+            ConditionView(ConditionType.DEFINITION_CONFLICT, Truth.TRUE, reason),
+        )
+    return (ConditionView(ConditionType.SHARED, _truth(shared), "" if shared else f"branchctl app publish {app}"),)
 
 
 def render_queue(record: QueueRecord) -> Queue:

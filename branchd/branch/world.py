@@ -1,9 +1,11 @@
 """What every part of the daemon is given: the ports, the clocks and chance. Put together once, by the cli room."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from branchd.branch.ports import Channel, Driver, Host, LogFiles, Processes, Store
+from branchd.core.access import Scope
+from branchd.core.admission import Guards
 from branchd.core.spec import Kind
 
 
@@ -30,3 +32,5 @@ class Policies:
     node_name: str  #: template with {app}, {name}, {branch}
     default_user: str | None
     allow_users: tuple[str, ...] | None  #: None: no list, every account
+    peer_scope: Scope = Scope.OPERATE  #: the most that other branches may do here
+    guards: Guards = field(default_factory=Guards)

@@ -2,8 +2,9 @@
 
 import click
 
+from branchd.cli.exits import Exit
 from branchd.cli.options import duration, output
-from branchd.cli.output import Column, neutral, show
+from branchd.cli.output import Column, missing, neutral, show
 from branchd.cli.session import Session, run
 
 TOKEN_COLUMNS = (
@@ -81,11 +82,15 @@ def branch() -> None:
 
 
 @branch.command("ls")
+@click.option("--fresh", is_flag=True, help="Ask each of them, instead of showing what it said last.")
 @output
 @click.pass_obj
-def branch_ls(session: Session, form: str) -> None:
-    """List the branches."""
-    show(form, run(session.client().branches()), BRANCH_COLUMNS, lambda one: str(one["name"]))
+def branch_ls(session: Session, fresh: bool, form: str) -> Exit:
+    """List the branches of the neighbourhood."""
+    found = run(session.client().branches(fresh=fresh))
+    show(form, found, BRANCH_COLUMNS, lambda one: str(one["name"]))
+    missing(found["unreachable"])
+    return Exit.PARTIAL if found["partial"] else Exit.OK
 
 
 @click.command()

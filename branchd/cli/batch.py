@@ -1,4 +1,4 @@
-"""One thing done to many instances at once: one that fails does not keep the others, and the end tells which did.
+"""One thing done to many instances, or apps, at once: one that fails does not keep the others, and the end tells which did.
 
 What came of one is told as soon as those before it are told, so that the order is that of the selection.
 """
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import click
 
 from branchd.cli.exits import Exit, code
-from branchd.cli.output import as_json, show
-from branchd.cli.selectors import label
+from branchd.cli.output import as_json, missing, show
+from branchd.cli.selectors import Found, Selection, at, find, label
 from branchd.cli.session import explain
+from branchd.client import BranchdClient
 from branchd.client.client import Object
 from branchd.core.errors import BranchdError
 
@@ -27,6 +28,8 @@ MOST_NAMED = 5
 class Batch:
     form: str  #: of the output
     instances: Sequence[Object]
+    name: Callable[[Object], str] = label
+    unreachable: Sequence[str] = ()  #: branches that may have more of them
 
     async def run(self, act: Callable[[Object], Awaitable[Object]], tell: Callable[[Object], str]) -> Exit:
         """`act` gives what is shown: by `tell` as a line for people, else as JSON."""
@@ -46,25 +49,40 @@ class Batch:
             result = await task
             if isinstance(result, BranchdError):
                 failures.append((instance, result))
-                explain(result, label(instance))
+                explain(result, self.name(instance))
                 continue
             results.append(result)
             match self.form:
                 case "table" | "wide":
-                    click.echo(f"{label(instance)}: {tell(result)}")
+                    click.echo(f"{self.name(instance)}: {tell(result)}")
                 case "name":
-                    click.echo(label(instance))
+                    click.echo(self.name(instance))
                 case "jsonl":
                     click.echo(as_json(result))
                 case _:
                     pass
         if self.form == "json":
-            show(self.form, {"items": results, "next": None, "partial": False, "unreachable": []}, (), label)
+            show(self.form, Found(results, self.unreachable).document, (), self.name)
         if failures and len(tasks) > 1:
-            names = ", ".join(label(instance) for instance, _ in failures[:MOST_NAMED])
+            names = ", ".join(self.name(instance) for instance, _ in failures[:MOST_NAMED])
             more = f" and {len(failures) - MOST_NAMED} more" if len(failures) > MOST_NAMED else ""
             click.echo(f"{len(failures)} of {len(tasks)} failed: {names}{more}", err=True)
-        return _exit([error for _, error in failures], len(tasks))
+        missing(self.unreachable)
+        code = _exit([error for _, error in failures], len(tasks))
+        return Exit.PARTIAL if self.unreachable and code is Exit.OK else code
+
+
+async def each(
+    client: BranchdClient,
+    selection: Selection,
+    form: str,
+    act: Callable[[BranchdClient, Object], Awaitable[Object]],
+    tell: Callable[[Object], str],
+) -> Exit:
+    """As run(), to all that are selected; `act` is given a client of the branch that has the instance."""
+    found = await find(client, selection)
+    batch = Batch(form, found.instances, found.label, found.unreachable)
+    return await batch.run(lambda instance: act(at(client, instance), instance), tell)
 
 
 def _exit(failures: list[BranchdError], asked: int) -> Exit:

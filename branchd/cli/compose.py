@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -16,6 +17,7 @@ from branchd import __version__
 from branchd.adapters.cgroup import CgroupRoot
 from branchd.adapters.channel import AgentChannel
 from branchd.adapters.host import LocalHost
+from branchd.adapters.identity import marks
 from branchd.adapters.logs import FileLogs
 from branchd.adapters.process import LinuxProcesses
 from branchd.adapters.state import StateFolder
@@ -23,11 +25,16 @@ from branchd.adapters.store import SqliteStore
 from branchd.adapters.systemd import Notifier
 from branchd.api.server import Server
 from branchd.api.settings import HttpSettings
+from branchd.branch import identity
+from branchd.branch.records import Snapshot
 from branchd.branch.service import Service
 from branchd.branch.world import Policies, World
+from branchd.cli import refusal
 from branchd.cli.config import Config
+from branchd.cli.joining import membership
 from branchd.cli.logging import configure_logging
-from branchd.core.errors import Fatal
+from branchd.core.admission import Guards
+from branchd.core.errors import Fatal, StorageFailed
 from branchd.core.spec import Kind
 from branchd.drivers.celery import CeleryDriver
 from branchd.drivers.command import CommandDriver
@@ -41,24 +48,27 @@ AGENT_SOCKET = "agent.sock"
 TELL_EVERY = 10.0
 
 
-def run(config: Config) -> int:
-    """Runs the daemon until it is told to stop; the exit code. Fatal where it cannot start."""
+def run(config: Config, answer: identity.Answer | None = None) -> int:
+    """Runs the daemon until it is told to stop; the exit code. Fatal where it cannot start.
+
+    `answer`: what a person says of a state folder that looks like a copy.
+    """
     configure_logging(config.branch.log_level)
     notifier = Notifier(os.environ)
     state = StateFolder(config.branch.state)
     state.acquire()
     try:
         with asyncio.Runner() as runner:
-            return runner.run(_serve(config, state, notifier))
+            return runner.run(_serve(config, state, notifier, answer))
     finally:
         state.release()
 
 
-async def _serve(config: Config, state: StateFolder, notifier: Notifier) -> int:
+async def _serve(config: Config, state: StateFolder, notifier: Notifier, answer: identity.Answer | None) -> int:
     async with AsyncExitStack() as stack:
         store = SqliteStore(config.branch.state)
-        snapshot = store.load()
         stack.callback(store.close)
+        snapshot = await _load(store, config, answer)
         run_folder = _folder(config.branch.run)
         processes = LinuxProcesses(snapshot.branch_id, CgroupRoot.discover(snapshot.branch_id))
         stack.callback(processes.close)
@@ -89,23 +99,30 @@ async def _serve(config: Config, state: StateFolder, notifier: Notifier) -> int:
             node_name=config.branch.node_name,
             default_user=config.auth.default_user,
             allow_users=config.auth.allow_users,
+            peer_scope=config.auth.peer_scope,
+            guards=Guards(config.branch.guard_memory, config.branch.guard_load, config.branch.guard_disk),
         )
-        service = Service(world, policies, snapshot, state.admin_token(), __version__)
+        connect = lambda principal: server.connect(principal)  # noqa: E731, PLW0108  # it is made below, of the service
+        joining, keys = membership(config.mesh, snapshot.branch_id, connect)
+        service = Service(world, policies, snapshot, state.admin_token(), __version__, joining)
         stack.callback(service.close)
         server = Server(service, _http(config))
         await server.start()
         stack.push_async_callback(server.stop)
         service.addresses = tuple(server.addresses)
 
-        stopping = asyncio.Event()
-        _on_signals(service, stopping)
+        _on_signals(service)
+        stack.push_async_callback(service.leave)
         await service.begin()
+        if keys is not None:
+            keys.watch()
         _warn(config)
+        refusal.clear(config.branch.run)
         log.info("ready", branch=service.name, listening=list(server.addresses), version=__version__)
         notifier.ready()
         notifier.status(f"branch {service.name}, {len(service.instances.list())} instances")
         _watchdog(notifier)
-        await stopping.wait()
+        await service.ending.wait()
 
         log.info("stopping", instances=len(service.remaining()))
         notifier.stopping()
@@ -119,15 +136,35 @@ async def _serve(config: Config, state: StateFolder, notifier: Notifier) -> int:
         return 0
 
 
-def _on_signals(service: Service, stopping: asyncio.Event) -> None:
+async def _load(store: SqliteStore, config: Config, answer: identity.Answer | None) -> Snapshot:
+    """What is stored, after it was seen to be this branch's; Fatal."""
+    snapshot = store.load()
+    changes, warning = identity.settle(
+        snapshot, marks(config.branch.state), answer, config.mesh.broker is not None, os.urandom(16).hex()
+    )
+    if warning:
+        log.warning("copied state", detail=warning)
+    if changes:
+        try:
+            await store.write(*changes)
+        except StorageFailed:
+            if answer is not None:
+                raise
+            log.warning("what this state folder is known by is not remembered", cure="free space on its disk")
+        store.close()
+        snapshot = store.load()
+    return replace(snapshot, branch_id=identity.branch_id(snapshot))
+
+
+def _on_signals(service: Service) -> None:
     """The first TERM or INT runs the stop plans; a second INT kills what still runs."""
     loop = asyncio.get_running_loop()
 
     def stop(number: int) -> None:
-        if stopping.is_set() and number == signal.SIGINT:
+        if service.ending.is_set() and number == signal.SIGINT:
             log.warning("killing what still runs")
             service.kill()
-        stopping.set()
+        service.ending.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from branchd.api.settings import TcpListener, UnixListener, parse_listener
 from branchd.cli import places
-from branchd.cli.sources import Settings, pairs, text, texts, truth, whole
+from branchd.cli.sources import Settings, pairs, real, text, texts, truth, whole
+from branchd.core import brokers
 from branchd.core.access import Scope
 from branchd.core.errors import Fatal, Fault, Invalid
 from branchd.core.faults import name_fault
@@ -46,7 +47,9 @@ class Branch:
     logs: Path = Path("/var/log/branchd")  #: not for root, or with another state: STATE/logs
     labels: Mapping[str, str] = field(default_factory=dict)
     slots: int | None = None  #: units of work that it hosts; None: so many for each CPU (core/capacity.py)
-    memory_reserve: int = 0  #: bytes of memory that placed instances leave free
+    guard_memory: float = 0.05  #: share of the memory that must be available for a new placed instance; 0: any
+    guard_load: float = 8.0  #: load per core of the last minute, above which no placed instance is taken
+    guard_disk: float = 0.02  #: share of the state's disk that must be free for a new placed instance; 0: any
     node_name: str = "{app}:{name}@{branch}"  #: of a Celery worker
     log_level: LogLevel = LogLevel.INFO
 
@@ -72,7 +75,8 @@ class Auth:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    broker: str | None = None  #: URL
+    #: URL, or several of one cluster joined by ";"; it has a password
+    broker: str | None = field(default=None, repr=False)
     neighbourhood: str = "branchd"
     key_file: Path | None = None
 
@@ -86,11 +90,20 @@ class Config:
     origins: Mapping[tuple[str, str], str]  #: (section, key): where its value came from, for people
 
 
+class Misconfigured(Invalid):
+    """Every fault of the configuration; and the run folder that it names all the same, where it does."""
+
+    def __init__(self, faults: list[Fault], run: object) -> None:
+        count = len(faults)
+        super().__init__(faults, f"the configuration has {count} fault{'s' if count > 1 else ''}")
+        self.run = Path(run) if isinstance(run, str) and Path(run).is_absolute() else None
+
+
 #: every key, with how the text of its variable is read
 KEYS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
     "branch": {
         "name": text, "state": text, "run": text, "logs": text, "labels": pairs, "slots": whole,
-        "memory_reserve": text, "node_name": text, "log_level": text,
+        "guard_memory": real, "guard_load": real, "guard_disk": real, "node_name": text, "log_level": text,
     },
     "http": {
         "listen": texts, "tls_certificate": text, "tls_key": text, "allowed_hosts": texts, "insecure": truth,
@@ -101,11 +114,11 @@ KEYS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
 }  # fmt: skip
 
 PATHS = frozenset({"state", "run", "logs", "tls_certificate", "tls_key", "key_file"})
-SIZES = (("branch", "memory_reserve"), ("http", "body_limit"))
+SIZES = (("http", "body_limit"),)
 
 
 def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[tuple[str, str], Any]) -> Config:
-    """`file` None: the default one where it exists. Invalid, whose faults' pointers say file, variable or flag."""
+    """`file` None: the default one where it exists. Misconfigured; its faults' pointers say file, variable or flag."""
     settings = Settings(KEYS, PATHS)
     if file is not None or places.CONFIG.exists():
         main = Path(file or places.CONFIG)
@@ -115,6 +128,7 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[tuple
     settings.flags(flags)
     _defaults(settings, environment)
     _sizes(settings)
+    _untold(settings)
     config = Config(
         _section(settings, "branch", Branch, _branch_faults),
         _section(settings, "http", Http, _http_faults),
@@ -123,8 +137,7 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[tuple
         settings.origins,
     )
     if settings.faults:
-        count = len(settings.faults)
-        raise Invalid(settings.faults, f"the configuration has {count} fault{'s' if count > 1 else ''}")
+        raise Misconfigured(settings.faults, settings.values["branch"].get("run"))
     return config
 
 
@@ -150,6 +163,15 @@ def _sizes(settings: Settings) -> None:
                 hint = 'bytes, or text with a unit such as "512MiB"'
                 settings.faults.append(Fault(settings.origins[section, key], str(error), hint))
                 del settings.values[section][key]
+
+
+def _untold(settings: Settings) -> None:
+    """A broker of a wrong type, here and not where values are decoded: that would show it, with its password."""
+    mesh = settings.values.get("mesh", {})
+    if not isinstance(mesh.get("broker", ""), str):
+        place = settings.origins["mesh", "broker"]
+        settings.faults.append(Fault(place, "is not text", 'several URLs are joined by ";"'))
+        del mesh["broker"]
 
 
 def _section(settings: Settings, name: str, kind: type[T], judge: Callable[[T], Iterator[Fault]]) -> T:
@@ -181,8 +203,11 @@ def _branch_faults(branch: Branch) -> Iterator[Fault]:
             yield Fault(f"/labels/{name}", "is not a valid value", "at most 255 printable characters")
     if branch.slots is not None and not 0 <= branch.slots <= 1_000_000:
         yield Fault("/slots", f"{branch.slots} is out of range", "0 to 1000000")
-    if branch.memory_reserve < 0:
-        yield Fault("/memory_reserve", f"{branch.memory_reserve} is out of range", "0 or more bytes")
+    for key in ("guard_memory", "guard_disk"):
+        if not 0 <= getattr(branch, key) < 1:
+            yield Fault(f"/{key}", f"{getattr(branch, key):g} is out of range", "a share: 0 to 0.99")
+    if not 0 < branch.guard_load <= 10_000:
+        yield Fault("/guard_load", f"{branch.guard_load:g} is out of range", "above 0, at most 10000")
     try:
         names = {name for _, name, _, _ in string.Formatter().parse(branch.node_name) if name is not None}
     except ValueError as error:
@@ -236,10 +261,21 @@ def _auth_faults(auth: Auth) -> Iterator[Fault]:
 
 def _mesh_faults(mesh: Mesh) -> Iterator[Fault]:
     if mesh.broker is not None:
-        yield Fault("/broker", "this version cannot join a neighbourhood", "leave it out: the branch works alone")
+        if wrong := brokers.fault(mesh.broker):
+            yield Fault("/broker", *wrong)
+        if mesh.key_file is None:
+            yield Fault("/broker", "needs key_file beside it: what goes over the broker is sealed with the "
+                        "neighbourhood's key", "make one with `branchd key new FILE`, give every branch a copy, and "
+                        'name it there: key_file = "FILE"')  # fmt: skip
     if fault := name_fault(mesh.neighbourhood, "/neighbourhood", "name of a neighbourhood"):
         yield fault
-    yield from _file_fault("key_file", mesh.key_file)
+    if mesh.key_file is not None:
+        from branchd.adapters import keys  # noqa: PLC0415  # for start-up time: it brings cryptography
+
+        try:
+            keys.read(mesh.key_file)
+        except Fatal as error:
+            yield Fault("/key_file", error.detail, error.hint)
 
 
 def _file_fault(key: str, path: Path | None) -> Iterator[Fault]:

@@ -14,17 +14,18 @@ from branchd.cli.session import EdgeGroup, Session, read_token
 @click.option("--run", envvar="BRANCHD_RUN", type=click.Path(path_type=Path), metavar="DIR",
               help="The daemon's run folder, where its socket is.")  # fmt: skip
 @click.option("--token-file", type=click.Path(path_type=Path), metavar="FILE", help="A token; else BRANCHD_TOKEN.")
+@click.option("-L", "--local", is_flag=True, help="Ask that branch alone, not its neighbourhood.")
 @click.version_option(package_name="branchd")
 @click.pass_context
-def main(context: click.Context, url: str | None, run: Path | None, token_file: Path | None) -> None:
+def main(context: click.Context, url: str | None, run: Path | None, token_file: Path | None, local: bool) -> None:
     """Talk to a branchd daemon.
 
     Without --url it is the one whose socket is in the run folder, else the one at 127.0.0.1:8710.
 
     A SELECTOR is APP:NAME, where each may have wildcards (shop:*, 'shop:mail-*'), after BRANCH/ if you like; a bare
-    NAME will do where only one app has it.
+    NAME will do where only one app has it. The instances of all branches of the neighbourhood are meant.
     """
-    context.obj = Session(url, run, read_token(token_file, os.environ), os.environ)
+    context.obj = Session(url, run, read_token(token_file, os.environ), os.environ, local)
 
 
 for command in (

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from branchd.core.errors import BranchdError, Invalid
+from branchd.cli.keys import key
+from branchd.core.errors import BranchdError
 
 if TYPE_CHECKING:
     from branchd.cli.config import Config
@@ -48,15 +49,29 @@ def configuration(command: Command) -> Command:
 
 @main.command()
 @configuration
+@click.option("--new-id", is_flag=True, help="Once: this state folder is a copy; become another branch, with the "
+              "pinned instances and without the placed ones.")  # fmt: skip
+@click.option("--same-machine", is_flag=True, help="Once: this state folder is the original, or takes its place.")
 @click.pass_context
-def run(context: click.Context, /, **flags: Any) -> None:
+def run(context: click.Context, /, new_id: bool, same_machine: bool, **flags: Any) -> None:
     """Run the daemon until it is told to stop."""
+    from branchd.branch.identity import Answer
+    from branchd.cli import refusal
     from branchd.cli.compose import run as run_daemon
+    from branchd.cli.config import Misconfigured
 
+    if new_id and same_machine:
+        raise click.UsageError("--new-id and --same-machine are two answers to one question")
+    answer = Answer.NEW_ID if new_id else Answer.SAME_MACHINE if same_machine else None
+    folder: Path | None = None
     try:
-        code = run_daemon(_load(**flags))
+        config = _load(**flags)
+        folder = config.branch.run
+        code = run_daemon(config, answer)
     except BranchdError as error:
         _explain(error)
+        if folder := error.run if isinstance(error, Misconfigured) else folder:
+            refusal.leave(folder, error)
         code = 1
     context.exit(code)
 
@@ -99,6 +114,9 @@ def demo(context: click.Context, exit_after: bool, broker: str | None) -> None:
     context.exit(code)
 
 
+main.add_command(key)
+
+
 def _load(
     config: Path | None,
     state: str | None,
@@ -132,6 +150,7 @@ def _lines(config: "Config") -> list[str]:
     """As TOML, with where each value came from where that is not the default."""
     from dataclasses import fields
 
+    from branchd.core.brokers import shown
     from branchd.wire.decode import encode
     from branchd.wire.json import dumps
 
@@ -141,6 +160,8 @@ def _lines(config: "Config") -> list[str]:
         values = getattr(config, section)
         for field in fields(values):
             value = encode(getattr(values, field.name))
+            if field.name == "broker" and value is not None:
+                value = shown(value)
             if isinstance(value, dict):
                 text = "{" + ", ".join(f"{dumps(k).decode()} = {dumps(v).decode()}" for k, v in value.items()) + "}"
             else:
@@ -153,12 +174,12 @@ def _lines(config: "Config") -> list[str]:
 
 
 def _explain(error: BranchdError) -> None:
-    click.echo(f"branchd: {error.detail}", err=True)
-    if isinstance(error, Invalid):
-        for fault in error.faults:
-            click.echo(f"  {fault.pointer}: {fault.detail}" + (f" ({fault.hint})" if fault.hint else ""), err=True)
-    if error.hint:
-        click.echo(f"  {error.hint}", err=True)
+    from branchd.cli.refusal import words
+
+    detail, cures = words(error)
+    click.echo(f"branchd: {detail}", err=True)
+    for cure in cures:
+        click.echo(f"  {cure}", err=True)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """branchctl create, set, app, queue: what there is to be."""
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import click
 
-from branchd.cli.batch import Batch
+from branchd.cli.batch import Batch, each
 from branchd.cli.exits import Exit
 from branchd.cli.options import duration, output, patterns, waiting
 from branchd.cli.outcome import Patience, state
 from branchd.cli.output import Column, as_json, neutral, show
-from branchd.cli.selectors import Selection, find, label
+from branchd.cli.selectors import Found, Selection, at, label
 from branchd.cli.session import Session, run
 from branchd.cli.spec_options import ProgramCommand, spec, spec_options, unsetting
 from branchd.client import ApiProblem
@@ -22,6 +23,7 @@ APP_COLUMNS = (
     Column("KIND", lambda app: app["spec"].get("kind", "celery")),
     Column("GENERATION", lambda app: app["generation"], wide=True),
     Column("CREATED", lambda app: app["created_at"], wide=True),
+    Column("SHARED", lambda app: ", ".join(map(_shared, app["conditions"])), wide=True),
     Column("RUNS", lambda app: app["spec"].get("application") or " ".join(app["spec"].get("command", ()))),
 )
 
@@ -34,33 +36,65 @@ QUEUE_COLUMNS = (
 )
 
 
+def _name(one: Object) -> str:
+    return str(one["name"])
+
+
+def _shared(condition: Object) -> str:
+    return f"{condition['type']}={condition['status']}"
+
+
 @click.command(cls=ProgramCommand)
 @click.argument("app")
 @click.argument("name", required=False)
 @spec_options
+@click.option("--branch", help="Where it belongs for good; else the branch with the most room takes it.")
+@click.option("--count", type=click.IntRange(1, 1000), help="So many of them, each with a name of its own.")
 @waiting()
 @output
 @click.pass_obj
 def create(
-    session: Session, /, app: str, name: str | None, wait: bool, timeout: float, form: str, **fields: Any
+    session: Session,
+    /,
+    app: str,
+    name: str | None,
+    branch: str | None,
+    count: int | None,
+    wait: bool,
+    timeout: float,
+    form: str,
+    **fields: Any,
 ) -> Exit:
     """Create an instance of APP and start it. Without a NAME it gets one.
 
     What its spec leaves out, the app's says.
     """
+    if name is not None and count is not None:
+        raise click.UsageError("NAME and --count exclude each other")
     body = spec(**fields) | ({} if name is None else {"name": name})
 
     async def work() -> Exit:
         client = session.client()
         patience = Patience(client, timeout)
-        created = await client.create_instance(app, body, wait=patience.ask if wait else None)
-        if form in {"table", "wide"}:
-            click.echo(f"{label(created)}: created, {state(created)}")
+        asked = client if branch is None else client.at(branch)
+        seconds = patience.ask if wait else None
+        if count is None:
+            made = [await asked.create_instance(app, body, wait=seconds)]
+            problems = []
         else:
-            show(form, created, (), label)
+            several = await asked.create_instances(app, body, count, wait=seconds)
+            made, problems = several["items"], several["problems"]
+        if form in {"table", "wide"}:
+            for one in made:
+                click.echo(f"{label(one)}: created on {neutral(one['branch'])}, {state(one)}")
+        else:
+            show(form, made[0] if count is None else Found(made).document, (), label)
+        for problem in problems:
+            click.echo(f"not created: {neutral(problem['detail'])}", err=True)
         if wait:
-            await patience.up(created)
-        return Exit.OK
+            for one in made:
+                await Patience(at(client, one), patience.left).up(one)
+        return Exit.PARTIAL if problems else Exit.OK
 
     return run(work())
 
@@ -84,10 +118,11 @@ def set_command(
         raise click.UsageError("say what to change: --json, -f, a flag or --unset")
 
     async def work() -> Exit:
-        client = session.client()
-        batch = Batch(form, await find(client, Selection(patterns((selector,)))))
-        return await batch.run(
-            lambda one: client.patch_instance(one["app"], one["name"], patch, restart=restart),
+        return await each(
+            session.client(),
+            Selection(patterns((selector,))),
+            form,
+            lambda client, one: client.patch_instance(one["app"], one["name"], patch, restart=restart),
             lambda one: f"changed, generation {one['generation']}, {state(one)}",
         )
 
@@ -104,7 +139,7 @@ def app() -> None:
 @click.pass_obj
 def app_ls(session: Session, form: str) -> None:
     """List the apps."""
-    show(form, run(session.client().apps()), APP_COLUMNS, lambda one: str(one["name"]))
+    show(form, run(session.client().apps()), APP_COLUMNS, _name)
 
 
 @app.command("show")
@@ -114,8 +149,10 @@ def app_ls(session: Session, form: str) -> None:
 def app_show(session: Session, name: str, form: str) -> None:
     """Show an app and its spec."""
     found = run(session.client().app(name))
-    show(form, found, APP_COLUMNS, lambda one: str(one["name"]))
+    show(form, found, APP_COLUMNS, _name)
     if form in {"table", "wide"}:
+        for condition in found["conditions"]:
+            click.echo(f"{condition['type']}: {condition['status']}  {neutral(condition['reason'])}".rstrip())
         click.echo()
         for field, value in sorted(found["spec"].items()):
             click.echo(f"  {field:<12}  {neutral(value if isinstance(value, str) else as_json(value))}")
@@ -152,7 +189,33 @@ def app_set(
     if form in {"table", "wide"}:
         click.echo(f"{found['name']}: {done}, generation {found['generation']}")
     else:
-        show(form, found, APP_COLUMNS, lambda one: str(one["name"]))
+        show(form, found, APP_COLUMNS, _name)
+
+
+@app.command("publish")
+@click.argument("apps", nargs=-1, required=True, metavar="APP...")
+@output
+@click.pass_obj
+def app_publish(session: Session, apps: tuple[str, ...], form: str) -> Exit:
+    """Make this branch's own definition of an app, with its queues, the neighbourhood's."""
+    return _each(form, apps, session.client().publish_app, "published")
+
+
+@app.command("adopt")
+@click.argument("apps", nargs=-1, required=True, metavar="APP...")
+@output
+@click.pass_obj
+def app_adopt(session: Session, apps: tuple[str, ...], form: str) -> Exit:
+    """Drop this branch's own definition of an app, with its queues, for the neighbourhood's."""
+    return _each(form, apps, session.client().adopt_app, "adopted")
+
+
+def _each(form: str, apps: tuple[str, ...], act: Callable[[str], Awaitable[Object]], done: str) -> Exit:
+    async def work() -> Exit:
+        batch = Batch(form, [{"name": name} for name in dict.fromkeys(apps)], _name)
+        return await batch.run(lambda one: act(one["name"]), lambda one: f"{done}, generation {one['generation']}")
+
+    return run(work())
 
 
 @app.command("rm")
@@ -179,7 +242,7 @@ def queue() -> None:
 @click.pass_obj
 def queue_ls(session: Session, app: str, form: str) -> None:
     """List the queues that APP declares."""
-    show(form, run(session.client().queues(app)), QUEUE_COLUMNS, lambda one: str(one["name"]))
+    show(form, run(session.client().queues(app)), QUEUE_COLUMNS, _name)
 
 
 @queue.command("set")
@@ -200,7 +263,7 @@ def queue_set(session: Session, /, app: str, name: str, options: str | None, for
         except ValueError as error:
             raise click.UsageError(f"--options is not JSON: {error}") from None
     found = run(session.client().put_queue(app, name, declaration))
-    show(form, found, QUEUE_COLUMNS, lambda one: str(one["name"]))
+    show(form, found, QUEUE_COLUMNS, _name)
 
 
 @queue.command("rm")

@@ -2,6 +2,7 @@
 
 from enum import IntEnum
 
+from branchd.cli.selectors import Uncertain
 from branchd.client import ApiProblem, Unreachable
 from branchd.core.errors import BranchdError, NotFound
 
@@ -27,6 +28,8 @@ def code(error: BranchdError) -> Exit:
     match error:
         case TimedOut() | ApiProblem(status=504):
             return Exit.TIMED_OUT
+        case Uncertain():
+            return Exit.PARTIAL
         case NotFound() | ApiProblem(status=404):
             return Exit.NO_TARGET
         case Unreachable(denied=True) | ApiProblem(status=401 | 403):

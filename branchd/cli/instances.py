@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from branchd.cli.batch import Batch
+from branchd.cli.batch import each
 from branchd.cli.exits import Exit
 from branchd.cli.options import output, selecting, waiting
 from branchd.cli.outcome import Patience, state
-from branchd.cli.output import Column, as_json, neutral, show
-from branchd.cli.selectors import Selection, find, label
+from branchd.cli.output import Column, as_json, missing, neutral, show
+from branchd.cli.selectors import Found, Selection, find, label
 from branchd.cli.session import Session, run
 from branchd.client import BranchdClient
 from branchd.client.client import Object
@@ -39,12 +39,12 @@ def _generation(instance: Object) -> str:
 
 COLUMNS = (
     Column("NAME", label),
+    Column("BRANCH", lambda one: one["branch"]),
     Column("STATE", lambda one: one["status"]["state"]),
     Column("PID", lambda one: one["status"]["pid"]),
     Column("UP", lambda one: _age(one["status"]["started_at"]) if one["status"]["pid"] else None),
     Column("RESTARTS", lambda one: one["status"]["restarts"]),
     Column("KIND", lambda one: one["kind"], wide=True),
-    Column("BRANCH", lambda one: one["branch"], wide=True),
     Column("WANTED", lambda one: one["status"]["wanted"], wide=True),
     Column("GENERATION", _generation, wide=True),
     Column("QUEUES", lambda one: ",".join(one["effective"].get("queues") or ()), wide=True),
@@ -65,15 +65,10 @@ def ps(session: Session, selection: Selection, form: str) -> int:
     With a SELECTOR the exit code is 3 when one of them is STOPPED, EXITED or FATAL.
     """
 
-    async def listing() -> Object:
-        client = session.client()
-        if selection == Selection():
-            return await client.instances()
-        return {"items": await find(client, selection), "next": None, "partial": False, "unreachable": []}
-
-    found = run(listing())
-    show(form, found, COLUMNS, label)
-    return _running(found["items"]) if selection.patterns else Exit.OK
+    found = run(find(session.client(), selection))
+    show(form, found.document, COLUMNS, found.label)
+    missing(found.unreachable)
+    return _exit(found, bool(selection.patterns))
 
 
 @click.command("show")
@@ -87,12 +82,13 @@ def show_command(session: Session, selection: Selection, form: str) -> int:
     """
     found = run(find(session.client(), selection))
     if form in {"table", "wide"}:
-        click.echo("\n\n".join("\n".join(_description(instance)) for instance in found))
-    elif len(found) == 1:
-        show(form, found[0], COLUMNS, label)
+        click.echo("\n\n".join("\n".join(_description(instance)) for instance in found.instances))
+    elif len(found.instances) == 1:
+        show(form, found.instances[0], COLUMNS, label)
     else:
-        show(form, {"items": found, "next": None, "partial": False, "unreachable": []}, COLUMNS, label)
-    return _running(found)
+        show(form, found.document, COLUMNS, found.label)
+    missing(found.unreachable)
+    return _exit(found, named=True)
 
 
 @click.command()
@@ -181,17 +177,14 @@ def _each(
     act: Callable[[BranchdClient, Object], Awaitable[Object]],
     tell: Callable[[Object], str] = state,
 ) -> int:
-    async def all_of_them() -> int:
-        client = session.client()
-        batch = Batch(form, await find(client, selection))
-        return await batch.run(lambda instance: act(client, instance), tell)
-
-    return run(all_of_them())
+    return run(each(session.client(), selection, form, act, tell))
 
 
-def _running(instances: list[Object]) -> Exit:
-    stopped = any(instance["status"]["state"] in NOT_RUNNING for instance in instances)
-    return Exit.NOT_RUNNING if stopped else Exit.OK
+def _exit(found: Found, named: bool) -> Exit:
+    """`named`: whether they run is told too."""
+    if named and any(instance["status"]["state"] in NOT_RUNNING for instance in found.instances):
+        return Exit.NOT_RUNNING
+    return Exit.PARTIAL if found.unreachable else Exit.OK
 
 
 def _description(instance: Object) -> list[str]:

@@ -43,6 +43,10 @@ class Patience:
         self._seconds = seconds
         self._end = time.monotonic() + seconds
 
+    @property
+    def left(self) -> float:
+        return max(0.0, self._end - time.monotonic())
+
     async def up(self, instance: Object) -> Object:
         """The instance when it is ready, or has done what it had to, or is not wanted up; DidNotStart."""
         while not _is_up(instance):

@@ -72,6 +72,12 @@ def show(form: str, document: Object, columns: Sequence[Column], name: Callable[
             )
 
 
+def missing(branches: Sequence[str]) -> None:
+    """Tells whose part of a list is not there."""
+    if branches:
+        click.echo(f"not complete, these branches did not answer: {neutral(', '.join(branches))}", err=True)
+
+
 def incomplete(program: str, error: OSError) -> None:
     """Tells that the output could not be written, such as for a full disk."""
     with suppress(OSError):  # what is still in the buffer has nowhere to go, and must not fail once more

@@ -7,7 +7,8 @@ to the others either.
 import asyncio
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -20,7 +21,11 @@ _WILD = frozenset("*?[")
 
 
 class Ambiguous(BranchdError):
-    """A bare name that several apps have."""
+    """A name that several apps, or several branches, have."""
+
+
+class Uncertain(BranchdError):
+    """Nothing matches, and not all branches have answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Pattern:
     branch: str
     app: str
     name: str
-    bare: bool  #: without an app: must be unique unless it has a wildcard
+    bare: bool  #: without an app, and without a wildcard
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
@@ -42,7 +47,8 @@ class Pattern:
 
     @property
     def exact(self) -> bool:
-        return self.branch == "*" and not _WILD & set(self.app + self.name)
+        """Means one instance; without a branch the one of that name."""
+        return not _WILD & set(self.app + self.name) and (self.branch == "*" or not _WILD & set(self.branch))
 
     def matches(self, instance: Object) -> bool:
         return (
@@ -67,9 +73,34 @@ class Selection:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    instances: Sequence[Object]
+    unreachable: Sequence[str] = ()  #: branches that did not answer: theirs are not among them
+
+    @property
+    def document(self) -> Object:
+        """As the API gives a list."""
+        missing = list(self.unreachable)
+        return {"items": list(self.instances), "next": None, "partial": bool(missing), "unreachable": missing}
+
+    @property
+    def label(self) -> Callable[[Object], str]:
+        """Their names, with the branch where several have the same one."""
+        names = Counter(map(label, self.instances))
+        return lambda instance: (
+            f"{instance['branch']}/{label(instance)}" if names[label(instance)] > 1 else label(instance)
+        )
+
+
 def label(instance: Object) -> str:
     """Its name for people, and for selectors."""
     return f"{instance['app']}:{instance['name']}"
+
+
+def at(client: BranchdClient, instance: Object) -> BranchdClient:
+    """The client to ask of it: another branch may have a pinned one of the same name."""
+    return client.at(instance["branch"]) if instance["placement"] == "pinned" else client
 
 
 def select(selection: Selection, instances: Sequence[Object]) -> list[Object]:
@@ -79,9 +110,12 @@ def select(selection: Selection, instances: Sequence[Object]) -> list[Object]:
         matching = [index for index, instance in enumerate(instances) if pattern.matches(instance)]
         if not matching:
             raise NotFound(f"no instance matches {pattern.text}", _suggestion(pattern, instances))
-        if pattern.bare and len(matching) > 1:
-            candidates = ", ".join(label(instances[index]) for index in matching[:20])
-            raise Ambiguous(f"{pattern.text} is in several apps", f"one of {candidates}")
+        names = dict.fromkeys(label(instances[index]) for index in matching)
+        if pattern.bare and len(names) > 1:
+            raise Ambiguous(f"{pattern.text} is in several apps", f"one of {', '.join(list(names)[:20])}")
+        if (pattern.bare or pattern.exact) and len(matching) > 1:
+            candidates = ", ".join(f"{instances[index]['branch']}/{label(instances[index])}" for index in matching[:20])
+            raise Ambiguous(f"{pattern.text} is on several branches", f"one of {candidates}")
         chosen.update(matching)
     found = [instances[index] for index in sorted(chosen) if _passes(selection, instances[index])]
     if not found and selection != Selection():
@@ -89,18 +123,27 @@ def select(selection: Selection, instances: Sequence[Object]) -> list[Object]:
     return found
 
 
-async def find(client: BranchdClient, selection: Selection) -> list[Object]:
-    """As select(), over what the API has; where all are named exactly it is asked for them alone."""
+async def find(client: BranchdClient, selection: Selection) -> Found:
+    """As select(), over what the API has; where all are named exactly it is asked for them alone. Uncertain."""
     if selection.patterns and all(pattern.exact and not pattern.bare for pattern in selection.patterns):
-        names = dict.fromkeys((pattern.app, pattern.name) for pattern in selection.patterns)
+        names = dict.fromkeys((pattern.branch, pattern.app, pattern.name) for pattern in selection.patterns)
+        asked = [(client if branch == "*" else client.at(branch), app, name) for branch, app, name in names]
         try:
-            instances = await asyncio.gather(*(client.instance(app, name) for app, name in names))
+            instances = await asyncio.gather(*(one.instance(app, name) for one, app, name in asked))
         except ApiProblem as problem:
-            if problem.status != 404:
+            if problem.status not in {404, 409, 503}:
                 raise
         else:
-            return select(selection, instances)
-    return select(selection, (await client.instances())["items"])
+            unique = {(one["branch"], label(one)): one for one in instances}
+            return Found(select(selection, list(unique.values())))
+    everything = await client.instances()
+    try:
+        return Found(select(selection, everything["items"]), everything["unreachable"])
+    except NotFound as error:
+        if not everything["partial"]:
+            raise
+        missing = ", ".join(everything["unreachable"])
+        raise Uncertain(f"{error.detail} on the branches that answered", f"{missing} did not answer") from None
 
 
 def _passes(selection: Selection, instance: Object) -> bool:

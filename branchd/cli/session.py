@@ -34,11 +34,12 @@ class Session:
     run: Path | None  #: as given
     token: str | None
     environment: Mapping[str, str]
+    local: bool = False  #: ask that daemon without the others of its neighbourhood
 
     def client(self) -> BranchdClient:
         """Unreachable where none is found; a daemon that was named is never replaced by another one."""
         try:
-            return BranchdClient(self.url or self._found(), self.token)
+            return BranchdClient(self.url or self._found(), self.token, local=self.local)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
 

@@ -143,6 +143,13 @@ def whole(value: str) -> int:
         raise ValueError(f"{value!r} is not a whole number") from None
 
 
+def real(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number") from None
+
+
 def truth(value: str) -> bool:
     if value.lower() not in {"1", "0", "true", "false", "yes", "no"}:
         raise ValueError(f"{value!r} is neither true nor false")

@@ -13,8 +13,8 @@ import click
 
 from branchd.cli.exits import Exit
 from branchd.cli.options import patterns
-from branchd.cli.output import as_json, neutral
-from branchd.cli.selectors import Selection, find, label
+from branchd.cli.output import as_json, missing, neutral
+from branchd.cli.selectors import Selection, at, find, label
 from branchd.cli.session import Session, run
 from branchd.client import ApiProblem, BranchdClient, Unreachable
 from branchd.client.client import Object
@@ -89,20 +89,21 @@ def logs(session: Session, selectors: tuple[str, ...], tail: int, follow: bool, 
 
     async def all_of_them() -> int:
         client = session.client()
-        instances = await find(client, selection)
-        names = [label(instance) for instance in instances]
+        found = await find(client, selection)
+        missing(found.unreachable)
+        names = [found.label(instance) for instance in found.instances]
         width = max(map(len, names))
         prefixes = [f"{name.ljust(width)} | " if len(names) > 1 else "" for name in names]
         work = [
-            _copy(client, instance, writer.source(prefix), tail, follow, stream)
-            for instance, prefix in zip(instances, prefixes, strict=True)
+            _copy(at(client, instance), instance, writer.source(prefix), tail, follow, stream)
+            for instance, prefix in zip(found.instances, prefixes, strict=True)
         ]
         if follow:
             await asyncio.gather(*work)
         else:
             for one in work:
                 await one
-        return Exit.OK
+        return Exit.PARTIAL if found.unreachable else Exit.OK
 
     return run(all_of_them())
 
@@ -131,6 +132,7 @@ async def _why_ended(client: BranchdClient, instance: Object) -> str:
 @click.option("-n", "--tail", type=click.IntRange(min=0), help="Begin with so many of the last; 100 unless following.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens, until Ctrl-C.")
 @click.option("--after", type=click.IntRange(min=0), help="Begin after the event with this id.")
+@click.option("--branch", help="Those of that branch; else of the one that is asked.")
 @click.option("--app", help="Only of this app.")
 @click.option("--instance", help="Only of instances of this name.")
 @click.option("--type", "types", multiple=True, help="Only types that begin so, such as instance.state; repeatable.")
@@ -138,8 +140,8 @@ async def _why_ended(client: BranchdClient, instance: Object) -> str:
               help="How to show it.")  # fmt: skip
 @click.pass_obj
 def events(
-    session: Session, tail: int | None, follow: bool, after: int | None, app: str | None, instance: str | None,
-    types: tuple[str, ...], form: str,
+    session: Session, tail: int | None, follow: bool, after: int | None, branch: str | None, app: str | None,
+    instance: str | None, types: tuple[str, ...], form: str,
 ) -> int:  # fmt: skip
     """Show what happened last, or with -f what happens from now on.
 
@@ -152,7 +154,7 @@ def events(
         tail = 100
 
     async def watch() -> Exit:
-        client = session.client()
+        client = session.client() if branch is None else session.client().at(branch)
         select = partial(client.events, follow=follow, app=app, instance=instance, types=types)
         stream = following(client, select, after, tail) if follow else select(after, tail=tail)
         async with aclosing(stream):

@@ -4,11 +4,10 @@ from collections.abc import Awaitable, Callable
 
 import click
 
-from branchd.cli.batch import Batch
-from branchd.cli.exits import Exit
+from branchd.cli.batch import each
 from branchd.cli.options import output, patterns
 from branchd.cli.output import Column, as_json, neutral, show
-from branchd.cli.selectors import Selection, find
+from branchd.cli.selectors import Selection, at, find
 from branchd.cli.session import Session, run
 from branchd.client import BranchdClient
 from branchd.client.client import Object
@@ -150,10 +149,10 @@ async def _of_one(
     session: Session, selector: str, ask: Callable[[BranchdClient, str, str], Awaitable[Object]]
 ) -> Object:
     client = session.client()
-    found = await find(client, Selection(patterns((selector,))))
+    found = (await find(client, Selection(patterns((selector,))))).instances
     if len(found) > 1:
         raise click.UsageError(f"{selector} means {len(found)} instances; this shows one")
-    return await ask(client, found[0]["app"], found[0]["name"])
+    return await ask(at(client, found[0]), found[0]["app"], found[0]["name"])
 
 
 def _each(
@@ -163,9 +162,4 @@ def _each(
     act: Callable[[BranchdClient, Object], Awaitable[Object]],
     tell: Callable[[Object], str],
 ) -> int:
-    async def all_of_them() -> Exit:
-        client = session.client()
-        batch = Batch(form, await find(client, Selection(patterns((selector,)))))
-        return await batch.run(lambda instance: act(client, instance), tell)
-
-    return run(all_of_them())
+    return run(each(session.client(), Selection(patterns((selector,))), form, act, tell))

@@ -26,15 +26,38 @@ PAGE = 1000
 class BranchdClient:
     """Talks to one branch at http://HOST:PORT, https://HOST:PORT or unix:PATH (ValueError). Holds no connection.
 
+    at() and alone() give clients of one branch of the neighbourhood, or of this branch alone, in what they ask.
     Every method raises ApiProblem when the API says no, and Unreachable when no whole answer came. `wait` is how many
     seconds the answer may wait for what was asked to be done.
     """
 
-    def __init__(self, url: str, token: str | None = None, *, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        timeout: float = TIMEOUT,
+        branch: str | None = None,
+        local: bool = False,
+    ) -> None:
+        """`branch` and `local`: as at() and alone()."""
         self.url = url
         self._endpoint = endpoint(url)
         self._token = token
         self._timeout = timeout
+        self._branch = branch
+        self._local = local
+
+    def at(self, branch: str) -> "BranchdClient":
+        """One whose instances and events are those of that branch, by its name or id; what it creates is pinned there.
+
+        Apps, queues of apps and tokens are of no branch: it cannot ask for them.
+        """
+        return BranchdClient(self.url, self._token, timeout=self._timeout, branch=branch, local=self._local)
+
+    def alone(self) -> "BranchdClient":
+        """One whose questions this branch answers without the others."""
+        return BranchdClient(self.url, self._token, timeout=self._timeout, branch=self._branch, local=True)
 
     # who, where, whether
 
@@ -50,8 +73,9 @@ class BranchdClient:
     async def openapi(self) -> Object:
         return await self._object("GET", "/v1/openapi.json")
 
-    async def branches(self) -> Object:
-        return await self._list("/v1/branches")
+    async def branches(self, *, fresh: bool = False) -> Object:
+        """As they said last; `fresh`: as they are now."""
+        return await self._list("/v1/branches", {"fresh": "1"} if fresh else {})
 
     async def branch(self, name: str) -> Object:
         return await self._object("GET", _path("branches", name))
@@ -90,6 +114,14 @@ class BranchdClient:
         """`cascade`: its instances too; it answers when they are gone, for which it has `patience` seconds more."""
         await self._call("DELETE", _path("apps", app), query={"cascade": "1"} if cascade else {}, patience=patience)
 
+    async def publish_app(self, app: str) -> Object:
+        """Makes the branch's own definition the neighbourhood's."""
+        return await self._object("POST", _path("apps", app, "actions", "publish"))
+
+    async def adopt_app(self, app: str) -> Object:
+        """Drops the branch's own definition for the neighbourhood's."""
+        return await self._object("POST", _path("apps", app, "actions", "adopt"))
+
     async def queues(self, app: str) -> Object:
         return await self._list(_path("apps", app, "queues"))
 
@@ -116,6 +148,12 @@ class BranchdClient:
         """`body` is a spec, with "name" or without. The same `key` (Idempotency-Key) creates once."""
         headers = {"Idempotency-Key": key} if key is not None else {}
         return await self._object("POST", _path("apps", app, "instances"), body, headers=headers, wait=wait)
+
+    async def create_instances(
+        self, app: str, body: Object, count: int, *, key: str | None = None, wait: float | None = None
+    ) -> Object:
+        """So many of the same: {items, problems}, a problem for each that could not be made."""
+        return await self.create_instance(app, {**body, "count": count}, key=key, wait=wait)
 
     async def put_instance(
         self, app: str, name: str, spec: Object, *, match: str | None = None, wait: float | None = None
@@ -219,6 +257,10 @@ class BranchdClient:
         accept: str = "application/json",
     ) -> AsyncIterator[Answer]:
         asked = dict(query or {}) | ({} if wait is None else {"wait": f"{wait:g}s"})
+        if self._local:
+            asked["local"] = "1"
+        if self._branch is not None and path.startswith("/v1/"):
+            asked["branch"] = self._branch
         sent = {"Accept": accept} | dict(headers or {})
         if self._token is not None:
             sent["Authorization"] = f"Bearer {self._token}"
@@ -253,12 +295,12 @@ class BranchdClient:
             return False
         return True
 
-    async def _list(self, path: str) -> Object:
+    async def _list(self, path: str, filters: Mapping[str, str] | None = None) -> Object:
         """All pages as one: {items, next: None, partial, unreachable}."""
         items: list[Any] = []
         partial, unreachable, cursor = False, list[str](), None
         while True:
-            query = {"limit": str(PAGE)} | ({"cursor": cursor} if cursor else {})
+            query = {**(filters or {}), "limit": str(PAGE)} | ({"cursor": cursor} if cursor else {})
             page = await self._object("GET", path, query=query)
             items += page["items"]
             partial = partial or page.get("partial", False)

@@ -83,7 +83,7 @@ class _Stream:
 class Answer:
     """The head of an answer, and its body to be read once."""
 
-    def __init__(self, head: h11.Response, stream: _Stream, timeout: float) -> None:
+    def __init__(self, head: h11.Response, stream: _Stream, timeout: float | None) -> None:
         self.status = head.status_code
         self.headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}  #: names in lower case
         self._stream = stream
@@ -107,15 +107,33 @@ async def exchange(
 
     Unreachable, while the body is read too. ValueError for headers that cannot be sent.
     """
-    sent = {"Host": to.authority, "Connection": "close"} | dict(headers)
+    request = head(to.authority, method, target, headers, body)
+    reader, writer = await _connect(to)
+    async with converse(reader, writer, to.url, request, body, timeout) as answer:
+        yield answer
+
+
+def head(authority: str, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> h11.Request:
+    """ValueError."""
+    sent = {"Host": authority, "Connection": "close"} | dict(headers)
     if body is not None or method in {"POST", "PUT", "PATCH"}:
         sent["Content-Length"] = str(len(body or b""))
     try:
-        request = h11.Request(method=method, target=target, headers=list(sent.items()))
+        return h11.Request(method=method, target=target, headers=list(sent.items()))
     except h11.LocalProtocolError:
         raise ValueError("a header has characters that HTTP does not allow") from None
 
-    reader, writer = await _connect(to)
+
+@asynccontextmanager
+async def converse(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    url: str,
+    request: h11.Request,
+    body: bytes | None,
+    timeout: float | None,
+) -> AsyncIterator[Answer]:
+    """exchange() over a connection that is there; closes it. `url`: what the other end is called in errors."""
     stream = _Stream(reader)
     try:
         async with asyncio.timeout(timeout):
@@ -123,14 +141,14 @@ async def exchange(
                 writer.write(stream.protocol.send(event))
             with suppress(ConnectionError):  # it may answer, with a refusal, before it has read a large body
                 await writer.drain()
-            head = await _head(stream)
-        yield Answer(head, stream, timeout)
+            answer = Answer(await _answer_head(stream), stream, timeout)
+        yield answer
     except TimeoutError:
-        raise Unreachable(to.url, f"no answer within {timeout:g} seconds") from None
+        raise Unreachable(url, f"no answer within {timeout or 0:g} seconds") from None
     except OSError:
-        raise Unreachable(to.url, _CUT) from None
+        raise Unreachable(url, _CUT) from None
     except h11.RemoteProtocolError:
-        raise Unreachable(to.url, _CUT if stream.was_cut else "what answers there does not speak HTTP") from None
+        raise Unreachable(url, _CUT if stream.was_cut else "what answers there does not speak HTTP") from None
     finally:
         writer.close()
 
@@ -159,7 +177,7 @@ def _reason(error: OSError) -> str:
             return error.strerror or str(error)
 
 
-async def _head(stream: _Stream) -> h11.Response:
+async def _answer_head(stream: _Stream) -> h11.Response:
     while not isinstance(event := await stream.event(), h11.Response):
         pass  # a notice that the answer will come
     if len(event.headers) > HEADER_LIMIT:

@@ -22,3 +22,8 @@ class Principal:
     scope: Scope
     via: str | None = None  #: the branch that carried the request here; None: it came to this one's own API
     asked: Scope | None = None  #: of a carried request: what the principal may do there; `scope` is what it may do here
+
+    @property
+    def limited(self) -> bool:
+        """An admin elsewhere: may define instances here only as users that other branches may use."""
+        return self.asked is Scope.ADMIN and self.scope is not Scope.ADMIN

@@ -5,7 +5,7 @@ No I/O: whether a program or a folder exists is seen at the spawn, for another b
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from branchd.core.errors import Fault
 from branchd.core.merge import HIDDEN
@@ -62,7 +62,7 @@ def autoscale_fault(pool: Pool, pointer: str) -> Fault:
 
 def faults(spec: Spec) -> list[Fault]:
     """Everything that is wrong with the values of a spec, whether or not it is complete."""
-    return [*_program_faults(spec), *_celery_faults(spec), *_supervision_faults(spec)]
+    return [*_program_faults(spec), *_celery_faults(spec), *_supervision_faults(spec), *_placement_faults(spec)]
 
 
 def missing(spec: Spec) -> list[Fault]:
@@ -76,6 +76,13 @@ def missing(spec: Spec) -> list[Fault]:
             Fault("/application", "a celery instance needs an application",
                   'give what `celery -A` takes, such as "proj", or "kind": "command" for any other program')
         ]  # fmt: skip
+    return []
+
+
+def strayed(own: Mapping[str, object]) -> list[Fault]:
+    """What stands in an instance's own spec, and belongs to its app."""
+    if "replicas" in own:
+        return [Fault("/replicas", "an instance has no replicas", "set it in the spec of the app")]
     return []
 
 
@@ -178,10 +185,22 @@ def _supervision_faults(spec: Spec) -> Iterator[Fault]:
         yield Fault("/logs/rotate_at", str(error), 'bytes, or text with a unit such as "10MiB"')
     if not 1 <= spec.logs.keep <= 10_000:
         yield Fault("/logs/keep", f"{spec.logs.keep} is out of range", "1 to 10000")
-    for name, value in spec.labels.items():
-        if fault := name_fault(name, f"/labels/{_escaped(name)}", "label"):
-            yield fault
-        if len(value) > 255 or not value.isprintable():
-            yield Fault(f"/labels/{_escaped(name)}", "is not a valid value", "at most 255 printable characters")
+    yield from _label_faults(spec.labels, "/labels")
+
+
+def _placement_faults(spec: Spec) -> Iterator[Fault]:
     if not 0 <= spec.weight <= 10_000:
         yield Fault("/weight", f"{spec.weight} is out of range", "0 to 10000")
+    yield from _label_faults(spec.constraints, "/constraints")
+    if spec.spread is not None and (fault := name_fault(spec.spread, "/spread", "label")):
+        yield fault
+    if spec.replicas is not None and not 0 <= spec.replicas <= 1000:
+        yield Fault("/replicas", f"{spec.replicas} is out of range", "0 to 1000")
+
+
+def _label_faults(labels: Mapping[str, str], pointer: str) -> Iterator[Fault]:
+    for name, value in labels.items():
+        if fault := name_fault(name, f"{pointer}/{_escaped(name)}", "label"):
+            yield fault
+        if len(value) > 255 or not value.isprintable():
+            yield Fault(f"{pointer}/{_escaped(name)}", "is not a valid value", "at most 255 printable characters")

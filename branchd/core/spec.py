@@ -111,6 +111,9 @@ class Spec:
     logs: Logs = Logs()
     labels: Mapping[str, str] = field(default_factory=dict)
     weight: int = 1  #: slots that it takes of the branch
+    constraints: Mapping[str, str] = field(default_factory=dict)  #: labels that a branch must have to be chosen
+    spread: str | None = None  #: a label of branches, over whose values the app's instances are spread
+    replicas: int | None = None  #: of an app alone: instances that the neighbourhood keeps; None: it keeps none
     wanted: Wanted = Wanted.UP
 
 
@@ -126,7 +129,12 @@ class Unusable(Spec):
 
 #: Fields whose change takes effect at once; a change of any other waits for a restart. `logs` but for `stderr`, and
 #: `concurrency` of a prefork pool, are live too.
-LIVE = frozenset({"autoscale", "queues", "restart", "stop", "task_stall_limit", "labels", "weight", "wanted"})
+LIVE = frozenset(
+    {
+        *("autoscale", "queues", "restart", "stop", "task_stall_limit", "labels", "wanted"),
+        *("weight", "constraints", "spread", "replicas"),
+    }
+)
 
 
 def launched_with(spec: Spec) -> Mapping[str, object]:

@@ -11,6 +11,10 @@ from typing import Any
 
 COUNTER_BITS = 16
 
+#: seconds that a stamp may be ahead of this branch's time. Below, clocks that are wrong only make the counter run;
+#: above, one broken clock would keep all others from ever writing something newer.
+MOST_AHEAD = 24 * 3600.0
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Stamp:
@@ -38,3 +42,23 @@ class Entry:
     stamp: Stamp
     value: Mapping[str, Any] | None  #: None: a tombstone
     cascade: bool = False  #: of an app's tombstone: its instances go too
+
+
+def at(wall: float) -> int:
+    """The least time of a stamp of then; `wall` in seconds since 1970."""
+    return int(wall * 1000) << COUNTER_BITS
+
+
+def tick(last: int, wall: float) -> int:
+    """The time of the next stamp: above every one that was given or seen, and not behind the clock."""
+    return max(last + 1, at(wall))
+
+
+def credible(time: int, wall: float) -> bool:
+    """Whether it is of the past, or of clocks that run apart; a clock that gave another one is broken, or this is."""
+    return 0 <= time <= at(wall + MOST_AHEAD)
+
+
+def observe(last: int, remote: int, wall: float) -> int:
+    """What tick() goes on from when another branch's stamp was seen; unmoved by one that is not credible."""
+    return max(last, remote) if credible(remote, wall) else last

@@ -5,12 +5,13 @@ base64 text. Every message is decoded strictly; what does not fit is dropped and
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from branchd.core.access import Scope
-from branchd.core.peers import Announcement, Down
-from branchd.core.stamps import Entry, Stamp
+from branchd.core.admission import Probe, Refusal, Room
+from branchd.core.peers import Address, Announcement, Down
+from branchd.core.stamps import Entry
 
 #: version of these messages: branches with another one do not understand each other, and say so
 PROTOCOL = 1
@@ -84,26 +85,7 @@ class Wrote:
     entries: tuple[Entry, ...]
 
 
-# Placement
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Question; Room."""
-
-    app: str
-    weight: int
-    constraints: Mapping[str, str] = field(default_factory=dict)
-    spread: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    slots: int
-    reserved: int
-    load: float  #: per core, of the last minute; decides between equals
-    siblings: int  #: instances of the app here
-    obstacle: str = ""  #: why it takes nothing, in words; empty when it would
+# Placement; Probe, Room and Refusal stand in core/admission.py, which judges by them
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,23 +98,16 @@ class Offer:
     name: str
     named: bool  #: the name must be taken: it is a person's, or a retry may come to another branch
     spec: Mapping[str, Any]
-    stamp: Stamp | None  #: of the app's definition, as the offering branch knows it
     principal: str  #: who asked, for the record
     moving: bool = False  #: the offering branch owns the name and hands it over later
+    entries: tuple[Entry, ...] = ()  #: of the app and its queues, which the target may not have heard of yet
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
     instance: Mapping[str, Any]  #: the API's resource
     made: bool  #: False: an earlier offer of the same request was accepted
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    reason: str  #: a word of core/placement.py's Reason
-    detail: str
-    slots: int = 0
-    reserved: int = 0
+    owner: Address | None = None  #: who has it; None: the branch that answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +139,7 @@ class WhereIs:
 
     app: str
     name: str
+    held: bool = False  #: the asking branch has one of that name itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +161,7 @@ class Knock:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """Question; Reply. Never carried further."""
+    """Question; Reply or Unserved. Never carried further."""
 
     method: str
     target: str  #: path and query
@@ -204,6 +180,13 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class Unserved:
+    """Nothing was begun of it."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Pull:
     """Question; Piece. The next piece; waits a few seconds where there is none yet, and then it is empty."""
 
@@ -214,6 +197,7 @@ class Pull:
 class Piece:
     body: str  #: base64
     end: bool
+    broken: bool = False  #: the end came too early: what was pulled is not whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +211,7 @@ Message = (
     Announce | Gone | Ping | Pong | Compare | Differences | Fill | Wrote
     | Probe | Room | Offer | Accepted | Refusal | Cancel | Cancelled | Handover
     | WhereIs | Here | Knock
-    | Carried | Reply | Pull | Piece | HangUp
+    | Carried | Reply | Unserved | Pull | Piece | HangUp
 )  # fmt: skip
 
 KINDS: Mapping[str, type[Message]] = {kind.__name__: kind for kind in Message.__args__}

@@ -26,6 +26,8 @@ class ConditionType(StrEnum):
     CELERY_RESPONSIVE = "CeleryResponsive"
     QUEUES_IN_SYNC = "QueuesInSync"
     CONFIG_CURRENT = "ConfigCurrent"
+    SHARED = "Shared"  #: of an app: it is the neighbourhood's, and not this branch's own
+    DEFINITION_CONFLICT = "DefinitionConflict"  #: of an app: this branch's own differs from the neighbourhood's
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +76,44 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
+class AskedBranch:
+    """What a branch answered when it was asked for room; the figures are null where it did not answer."""
+
+    branch: str
+    slots: int | None
+    reserved: int | None
+    load: float | None  #: per core, of the last minute
+    siblings: int | None  #: instances of the app there
+    answer: str  #: why it would not take the instance; empty where it would
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedBranch:
+    branch: str
+    result: str  #: "accepted", or what else came of it
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why an instance is where it is, as the branch that placed it saw it; or why it is nowhere."""
+
+    app: str
+    name: str
+    at: str
+    by: str  #: the branch that asked
+    asked: tuple[AskedBranch, ...]
+    offers: tuple[OfferedBranch, ...]  #: in this order
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
 class App:
     name: str
     generation: int
     created_at: str
     spec: Mapping[str, Any]
     instances: int
+    conditions: tuple[ConditionView, ...] = ()  #: none without a neighbourhood
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +177,43 @@ class Branch:
     address: str | None
     seen_at: str
     load: Mapping[str, float]
+
+
+class OperationState(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class StepState(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    KEPT = "kept"  #: left as it was
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    name: str
+    state: StepState
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Long work: its steps in the order in which they are taken."""
+
+    id: str
+    kind: str
+    branch: str
+    state: OperationState
+    by: str
+    started_at: str
+    ended_at: str | None
+    detail: str
+    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from branchd.core.errors import Fault, Invalid
-from branchd.core.faults import faults, missing
+from branchd.core.faults import faults, missing, strayed
 from branchd.core.merge import hide, merge, reveal
 from branchd.core.spec import Spec
 from branchd.wire.decode import decode, encode
@@ -29,7 +29,8 @@ def patched(stored: Raw, patch: Any) -> Raw:
 
 def effective(app: Raw, instance: Raw, defaults: Raw | None = None) -> Spec:
     """An instance's spec over its app's over the branch's defaults, complete. Invalid."""
-    return decode(Spec, merge(merge(defaults or {}, app), instance), lambda spec: faults(spec) + missing(spec))
+    raw = merge(merge(defaults or {}, app), instance)
+    return decode(Spec, raw, lambda spec: faults(spec) + missing(spec) + strayed(instance))
 
 
 def shown(spec: Spec) -> Raw:

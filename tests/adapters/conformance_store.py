@@ -16,14 +16,17 @@ from branchd.branch.records import (
     EventRecord,
     Expire,
     InstanceRecord,
+    OutcomeRecord,
+    Placed,
     Put,
     QueueRecord,
     Raw,
+    Remember,
     RemoveApp,
     RemoveInstance,
+    RemoveOutcome,
     RemoveQueue,
     RemoveToken,
-    ReplyRecord,
     RunRecord,
     Snapshot,
     TokenRecord,
@@ -31,6 +34,7 @@ from branchd.branch.records import (
 from branchd.core.errors import Conflict
 from branchd.core.lifecycle import Machine, State
 from branchd.core.spec import Wanted
+from branchd.core.stamps import Entry, EntryKind, Stamp
 from branchd.core.values import Exit, Identity, Key, QueueDeclaration
 
 SHOP = AppRecord("shop", {"application": "proj"})
@@ -45,8 +49,8 @@ def events(*numbers: int) -> list[Put]:
     return [Put(EventRecord(number, 1.0, "instance.state")) for number in numbers]
 
 
-def reply(key: str, at: float) -> Put:
-    return Put(ReplyRecord("ci", key, "d", at, "shop", "mail-1"))
+def outcome(request: str, at: float, instance: str | None, ended: bool = False) -> Put:
+    return Put(OutcomeRecord(request, "d", at, "shop", instance, ended))
 
 
 _text = st.text(max_size=12)
@@ -72,7 +76,8 @@ _machine = st.builds(
 _exit = st.none() | st.builds(Exit, code=_int) | st.builds(Exit, signal=_int) | st.just(Exit())
 _apps = st.builds(AppRecord, _text, _raw, _int, _float)
 _queue = st.builds(QueueDeclaration, _text, st.none() | _text, _text, st.none() | _text, _raw)
-_instances = st.builds(InstanceRecord, _key, _raw, _int, _float, st.booleans())
+_placed = st.none() | st.builds(Placed, _text, _text, st.booleans(), _float)
+_instances = st.builds(InstanceRecord, _key, _raw, _int, _float, st.booleans(), _placed)
 _runs = st.builds(
     RunRecord,
     key=_key,
@@ -89,7 +94,13 @@ _runs = st.builds(
 )
 _tokens = st.builds(TokenRecord, _text, _text, _text, _text, _float, st.none() | _float)
 _events = st.builds(EventRecord, st.integers(1, 2**63 - 1), _float, _text, st.none() | _text, st.none() | _text, _raw)
-_replies = st.builds(ReplyRecord, _text, _text, _text, _float, _text, _text)
+_outcomes = st.builds(OutcomeRecord, _text, _text, _float, _text, st.none() | _text, st.booleans())
+_stamp = st.builds(Stamp, _int, _text)
+_entries = st.builds(Entry, st.sampled_from(EntryKind), _text, _text, _stamp, st.none() | _raw, st.booleans())
+
+
+def _entry_key(entry: Entry) -> tuple[str, str, str]:
+    return entry.kind, entry.app, entry.name
 
 
 @st.composite
@@ -100,7 +111,8 @@ def snapshots(draw: st.DrawFn) -> tuple[Snapshot, list[EventRecord]]:
     queues = [QueueRecord(app.name, draw(_queue)) for app in apps]
     runs = [replace(draw(_runs), key=instance.key) for instance in instances]
     tokens = draw(st.lists(_tokens, max_size=3, unique_by=lambda token: token.id))
-    replies = draw(st.lists(_replies, max_size=3, unique_by=lambda reply: (reply.principal, reply.key)))
+    outcomes = draw(st.lists(_outcomes, max_size=3, unique_by=lambda outcome: outcome.request))
+    entries = draw(st.lists(_entries, max_size=3, unique_by=_entry_key))
     kept = draw(st.lists(_events, max_size=3, unique_by=lambda event: event.id))
     snapshot = Snapshot(
         branch_id="",
@@ -109,8 +121,10 @@ def snapshots(draw: st.DrawFn) -> tuple[Snapshot, list[EventRecord]]:
         instances=tuple(sorted(instances, key=lambda instance: instance.key)),
         runs=tuple(sorted(runs, key=lambda run: run.key)),
         tokens=tuple(sorted(tokens, key=lambda token: token.id)),
-        replies=tuple(sorted(replies, key=lambda reply: (reply.principal, reply.key))),
+        outcomes=tuple(sorted(outcomes, key=lambda outcome: outcome.request)),
+        entries=tuple(sorted(entries, key=_entry_key)),
         last_event=max([event.id for event in kept], default=0),
+        facts=draw(st.dictionaries(_text, _text, max_size=3)),
     )
     return snapshot, sorted(kept, key=lambda event: event.id)
 
@@ -125,7 +139,7 @@ class StoreConformance:
     async def test_a_new_store_is_empty_and_has_an_id_of_its_own_that_stays(self, tmp_path: Path) -> None:
         with self.opened(tmp_path) as store:
             first = store.load()
-            assert first == Snapshot(first.branch_id, (), (), (), (), (), (), 0)
+            assert first == Snapshot(first.branch_id, (), (), (), (), (), (), (), 0, {})
             assert len(bytes.fromhex(first.branch_id)) == 16
             assert not await store.events(0, 10)
             assert await store.first_event() == 0
@@ -140,7 +154,9 @@ class StoreConformance:
     ) -> None:
         snapshot, kept = everything
         records = (*snapshot.apps, *snapshot.queues, *snapshot.instances, *snapshot.runs)
-        changes = [Put(record) for record in (*records, *snapshot.tokens, *snapshot.replies, *kept)]
+        records += (*snapshot.tokens, *snapshot.outcomes, *snapshot.entries, *kept)
+        changes = [Put(record) for record in records]
+        changes += [Remember(name, value) for name, value in snapshot.facts.items()]
 
         async def scenario(folder: Path) -> None:
             with self.opened(folder) as store:
@@ -253,23 +269,43 @@ class StoreConformance:
             assert [event.id for event in await reader] == list(range(1, 51))
             await asyncio.gather(*writes)
 
-    async def test_old_replies_and_all_but_the_newest_events_expire(self, tmp_path: Path) -> None:
+    async def test_old_outcomes_without_an_instance_and_old_events_expire(self, tmp_path: Path) -> None:
         with self.opened(tmp_path) as store:
             store.load()
-            await store.write(reply("old", 9.0), reply("edge", 10.0), reply("new", 11.0), *events(*range(1, 11)))
-            await store.write(Expire(replies_before=10.0, events=3))
+            await store.write(outcome("cancelled", 9.0, None), outcome("cancelled late", 10.0, None))
+            await store.write(outcome("ended", 9.0, "mail-1", True), outcome("ended late", 10.0, "mail-1", True))
+            await store.write(outcome("lives", 9.0, "mail-1"), *events(*range(1, 11)))
+            await store.write(Expire(outcomes_before=10.0, events=3))
             assert [event.id for event in await store.events(0, 100)] == [8, 9, 10]
             assert await store.first_event() == 8
-            await store.write(Expire(replies_before=10.0, events=100))
+            await store.write(Expire(outcomes_before=10.0, events=100))
             assert await store.first_event() == 8
         with self.opened(tmp_path) as store:
-            assert [found.key for found in store.load().replies] == ["edge", "new"]
+            assert [found.request for found in store.load().outcomes] == ["cancelled late", "ended late", "lives"]
+
+    async def test_an_outcome_is_removed_alone(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as store:
+            store.load()
+            await store.write(outcome("one", 9.0, "mail-1"), outcome("two", 9.0, "mail-2"))
+            await store.write(RemoveOutcome("one"), RemoveOutcome("none"))
+        with self.opened(tmp_path) as store:
+            assert [found.request for found in store.load().outcomes] == ["two"]
+
+    async def test_a_fact_is_what_was_remembered_last(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as store:
+            branch_id = store.load().branch_id
+            await store.write(Remember("branch_id", "1"), Remember("incarnation", "1"))
+            await store.write(Remember("incarnation", "2"))
+        with self.opened(tmp_path) as store:
+            found = store.load()
+        assert found.facts == {"branch_id": "1", "incarnation": "2"}
+        assert found.branch_id == branch_id
 
     async def test_the_highest_event_id_outlives_its_event(self, tmp_path: Path) -> None:
         with self.opened(tmp_path) as store:
             store.load()
             await store.write(*events(1, 2, 3))
-            await store.write(Expire(replies_before=0.0, events=0))
+            await store.write(Expire(outcomes_before=0.0, events=0))
             assert await store.first_event() == 0
         with self.opened(tmp_path) as store:
             assert store.load().last_event == 3

@@ -77,6 +77,12 @@ def test_accounts(host: Host) -> None:
         host.account("nonesuch")
 
 
+def test_the_user_ids_of_accounts(host: Host) -> None:
+    assert (host.uid(None), host.uid("root")) == (os.geteuid(), 0)
+    with pytest.raises(SpawnFailed):
+        host.uid("nobody-of-that-name")
+
+
 def test_a_daemon_whose_user_is_a_number_without_a_name_has_an_account(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -333,10 +333,10 @@ class TestStart:
         self.refuses(tmp_path, "install that branchd again", "newer branchd: its version is 1000")
 
     def test_a_migration_that_fails_leaves_the_file_as_it_was(self, tmp_path: Path) -> None:
-        self.change(tmp_path, "CREATE TABLE replies (mine TEXT)")  # the last one that the migration would make
-        self.refuses(tmp_path, "", "replies already exists")
+        self.change(tmp_path, "CREATE TABLE outcomes (mine TEXT)")  # the last one that the migration would make
+        self.refuses(tmp_path, "", "outcomes already exists")
         with closing(sqlite3.connect(tmp_path / "branchd.db")) as other:
-            assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("replies",)]
+            assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("outcomes",)]
             assert other.execute("PRAGMA user_version").fetchone() == (0,)
 
     @staticmethod

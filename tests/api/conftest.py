@@ -42,6 +42,9 @@ class FakeHost:
     def account(self, user: str | None) -> tuple[str, str]:
         return "/nonexistent", user or "root"
 
+    def uid(self, user: str | None) -> int:
+        return 0 if user in (None, "root") else 1000
+
     def usage(self, identity: Identity) -> Mapping[str, float] | None:
         return {"rss": 4096.0, "cpu_seconds": 0.25, "processes": 1.0, "threads": 2.0, "open_files": 3.0}
 
@@ -55,7 +58,13 @@ class House:
     logs: MemoryLogs = field(default_factory=MemoryLogs)
     channel: FakeChannel = field(default_factory=FakeChannel)
 
-    def service(self, default_user: str | None = None, allow_users: tuple[str, ...] | None = None) -> Service:
+    def service(
+        self,
+        default_user: str | None = None,
+        allow_users: tuple[str, ...] | None = None,
+        name: str = "here",
+        peer_scope: Scope = Scope.OPERATE,
+    ) -> Service:
         world = World(
             processes=self.processes,
             logs=self.logs,
@@ -67,7 +76,7 @@ class House:
             wall=time.time,
             chance=lambda: 0.5,
         )
-        policies = Policies("here", {}, None, "{app}:{name}@{branch}", default_user, allow_users)
+        policies = Policies(name, {}, None, "{app}:{name}@{branch}", default_user, allow_users, peer_scope)
         return Service(world, policies, self.store.load(), ADMIN, "0.0.0")
 
 

@@ -44,15 +44,70 @@ async def test_an_idempotency_key_creates_once(shop: Api) -> None:
     assert "deleted since" in late.json["detail"]
 
 
-async def test_a_taken_name_an_unknown_app_and_a_count_are_refused(shop: Api) -> None:
+async def test_a_taken_name_and_an_unknown_app_are_refused(shop: Api) -> None:
     await shop("PUT", WEB, {})
     assert (await shop("POST", "/v1/apps/shop/instances", {"name": "web-1"})).slug == "conflict"
     assert (await shop("POST", "/v1/apps/none/instances", {})).slug == "not-found"
-    assert (await shop("POST", "/v1/apps/shop/instances", {"count": 3})).pointers == ["/count"]
     assert (await shop("POST", "/v1/apps/shop/instances", {"name": "../x", "weight": -1})).pointers == [
         "/name",
         "/weight",
     ]
+
+
+async def test_as_many_are_created_as_are_counted_and_once_under_one_key(shop: Api) -> None:
+    path, key = "/v1/apps/shop/instances", {"Idempotency-Key": "abc"}
+    made = await shop("POST", f"{path}?wait=5s", {"count": 3, "weight": 2}, headers=key)
+    assert (made.status, made.json["problems"]) == (201, [])
+    names = [item["name"] for item in made.json["items"]]
+    assert len(set(names)) == 3
+    assert {item["status"]["state"] for item in made.json["items"]} == {"RUNNING"}
+    again = await shop("POST", path, {"count": 3, "weight": 2}, headers=key)
+    assert [item["name"] for item in again.json["items"]] == names
+    more = await shop("POST", path, {"count": 4, "weight": 2}, headers=key)
+    assert [item["name"] for item in more.json["items"]][:3] == names
+    assert len((await shop("GET", path)).json["items"]) == 4
+
+
+async def test_what_of_a_count_cannot_be_made_has_a_problem_each(shop: Api) -> None:
+    path, key = "/v1/apps/shop/instances", {"Idempotency-Key": "abc"}
+    first = (await shop("POST", path, {"count": 1}, headers=key)).json["items"][0]
+    assert (await shop("DELETE", f"{path}/{first['name']}?wait=5s")).status == 204
+    made = await shop("POST", path, {"count": 3}, headers=key)
+    assert (made.status, len(made.json["items"])) == (207, 2)
+    assert [problem["type"] for problem in made.json["problems"]] == ["urn:branchd:problem:conflict"]
+    none = await shop("POST", "/v1/apps/none/instances", {"count": 3})
+    assert (none.status, none.slug) == (404, "not-found")
+
+
+async def test_a_count_goes_with_no_name_and_has_bounds(shop: Api) -> None:
+    path = "/v1/apps/shop/instances"
+    for count in (0, -1, 1001, True, "3", 1.5):
+        assert (await shop("POST", path, {"count": count})).pointers == ["/count"]
+    assert (await shop("POST", path, {"count": 2, "name": "web-1"})).pointers == ["/name"]
+    assert (await shop("POST", path, {"count": 0, "name": "x", "weight": -1})).pointers == ["/count", "/name", "/weight"]
+    assert (await shop("GET", path)).json["items"] == []
+
+
+async def test_reading_waits_until_it_is_as_it_is_wanted(shop: Api, house: House) -> None:
+    await shop("PUT", f"{WEB}?wait=5s", {"stop": [{"signal": "TERM", "patience": 3600}]})
+    assert (await shop("GET", f"{WEB}?wait=5s")).json["status"]["state"] == "RUNNING"
+    await shop("POST", f"{WEB}/actions/stop")
+    assert (await shop("GET", f"{WEB}?wait=50ms")).json["status"]["state"] == "STOPPING"
+    house.processes.end(house.processes.spawned[0].identity.pid, Exit(code=0))
+    assert (await shop("GET", f"{WEB}?wait=5s")).json["status"]["state"] == "STOPPED"
+    await shop("DELETE", WEB)
+    assert (await shop("GET", f"{WEB}?wait=5s")).slug == "not-found"
+
+
+async def test_branch_names_this_one_or_none_that_is_known(shop: Api, branch: Service) -> None:
+    for name in ("here", branch.id):
+        assert (await shop("PUT", f"{WEB}?branch={name}", {})).status in {200, 201}
+        assert (await shop("GET", f"{WEB}?branch={name}")).headers["Branchd-Owner"] == "here"
+    for method, path in (("GET", WEB), ("PUT", WEB), ("POST", "/v1/apps/shop/instances"), ("GET", "/v1/events")):
+        body = {} if method in {"PUT", "POST"} else None
+        answer = await shop(method, f"{path}?branch=there", body)
+        assert (answer.slug, answer.json["hint"]) == ("not-found", "this one is here")
+        assert "Branchd-Owner" not in answer.headers
 
 
 async def test_a_program_that_is_missing_is_created_and_its_status_says_so(shop: Api, house: House) -> None:

@@ -49,6 +49,15 @@ def messages(text: bytes) -> list[dict[str, str]]:
     return found
 
 
+async def recorded(branch: Service) -> None:
+    """Until the newest event is the record of the last request."""
+    await until(lambda: recent(branch, "request"))
+
+
+async def recent(branch: Service, type: str) -> bool:
+    return [event.type async for event in branch.events.subscribe(tail=1, follow=False)] == [type]  # type: ignore[union-attr]
+
+
 async def test_the_last_lines_come_as_they_were_written(shop: Api, house: House) -> None:
     await shop("PUT", WEB, {})
     write(house, b"one\n\x1b[31mtwo\xff<b>\n" + b"three\n")
@@ -138,11 +147,12 @@ async def test_events_resume_after_an_id(shop: Api, branch: Service, by_header: 
 async def test_events_begin_with_the_last_ones_and_go_on(shop: Api, branch: Service, tail: int) -> None:
     for app in ("a", "b"):
         await shop("PUT", f"/v1/apps/{app}", COMMAND)
+        await recorded(branch)
     last = branch.events.last
     async with shop.open("GET", f"/v1/events?tail={tail}") as response:
         await shop("PUT", "/v1/apps/c", COMMAND)
-        seen = messages(await take(response, b'"app":"c"'))
-    assert [int(message["id"]) for message in seen] == list(range(max(1, last + 1 - tail), last + 2))
+        seen = messages(await take(response, b'"type":"request","app":"c"'))
+    assert [int(message["id"]) for message in seen] == list(range(max(1, last + 1 - tail), last + 3))
 
 
 async def test_events_that_are_not_followed_end_with_what_is(shop: Api) -> None:
@@ -154,6 +164,7 @@ async def test_events_that_are_not_followed_end_with_what_is(shop: Api) -> None:
 
 
 async def test_a_tail_excludes_an_id_and_gives_way_to_a_browser_that_resumes(shop: Api, branch: Service) -> None:
+    await recorded(branch)
     refused = await shop("GET", "/v1/events?tail=1&after=1")
     assert (refused.status, refused.pointers) == (422, ["?tail"])
     resumed = {"Last-Event-ID": str(branch.events.last)} | NDJSON

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from branchd.adapters.keys import new
 from branchd.cli import config as module
 from branchd.cli.config import KEYS, Auth, Branch, Config, Http, LogLevel, Mesh, load
 from branchd.core.access import Scope
@@ -82,16 +83,18 @@ def test_a_flag_beats_a_variable_beats_a_later_file_beats_the_first(tmp_path: Pa
 
 
 def test_every_key_has_a_variable(tmp_path: Path) -> None:
-    for name in ("cert", "key", "mesh"):
+    for name in ("cert", "key"):
         (tmp_path / name).touch()
+    new(tmp_path / "mesh")
     environment = {
         "BRANCHD_NAME": "n", "BRANCHD_STATE": "/s", "BRANCHD_RUN": "/r", "BRANCHD_LOGS": "/l",
-        "BRANCHD_LABELS": "zone=a, disk=ssd", "BRANCHD_SLOTS": "7", "BRANCHD_MEMORY_RESERVE": "1GiB",
+        "BRANCHD_LABELS": "zone=a, disk=ssd", "BRANCHD_SLOTS": "7", "BRANCHD_GUARD_MEMORY": "0.1",
+        "BRANCHD_GUARD_LOAD": "3", "BRANCHD_GUARD_DISK": "0",
         "BRANCHD_NODE_NAME": "{app}.{name}@x", "BRANCHD_LOG_LEVEL": "debug", "BRANCHD_LISTEN": ":80,unix:/a",
         "BRANCHD_TLS_CERTIFICATE": str(tmp_path / "cert"), "BRANCHD_TLS_KEY": str(tmp_path / "key"),
         "BRANCHD_ALLOWED_HOSTS": "a.example,b.example", "BRANCHD_INSECURE": "true", "BRANCHD_BODY_LIMIT": "2MiB",
         "BRANCHD_SUPERVISOR_DOOR": "0", "BRANCHD_SOCKET_GROUP": "ops", "BRANCHD_ALLOW_USERS": "shop,mail",
-        "BRANCHD_DEFAULT_USER": "shop", "BRANCHD_PEER_SCOPE": "read", "BRANCHD_BROKER": "",
+        "BRANCHD_DEFAULT_USER": "shop", "BRANCHD_PEER_SCOPE": "read", "BRANCHD_BROKER": "amqp://h//",
         "BRANCHD_NEIGHBOURHOOD": "blue", "BRANCHD_KEY_FILE": str(tmp_path / "mesh"),
     }  # fmt: skip
     assert {f"BRANCHD_{key.upper()}" for keys in KEYS.values() for key in keys} == set(environment)
@@ -103,7 +106,9 @@ def test_every_key_has_a_variable(tmp_path: Path) -> None:
         Path("/l"),
         {"zone": "a", "disk": "ssd"},
         7,
-        1 << 30,
+        0.1,
+        3.0,
+        0.0,
         "{app}.{name}@x",
         LogLevel.DEBUG,
     )
@@ -111,7 +116,7 @@ def test_every_key_has_a_variable(tmp_path: Path) -> None:
         (":80", "unix:/a"), tmp_path / "cert", tmp_path / "key", ("a.example", "b.example"), True, 2 << 20, False
     )
     assert found.auth == Auth("ops", ("shop", "mail"), "shop", Scope.READ)
-    assert found.mesh == Mesh(None, "blue", tmp_path / "mesh")
+    assert found.mesh == Mesh("amqp://h//", "blue", tmp_path / "mesh")
 
 
 @pytest.mark.parametrize(("section", "kind"), [("branch", Branch), ("http", Http), ("auth", Auth), ("mesh", Mesh)])
@@ -129,7 +134,9 @@ def test_every_fault_of_every_source_is_told_at_once(tmp_path: Path) -> None:
         name = "../x"
         slots = "3"
         labels = {"a b" = "c"}
-        memory_reserve = "2 goats"
+        guard_memory = 5
+        guard_load = "8"
+        guard_disk = -0.1
         node_name = "{app}@{host}"
         state = 1979-05-27
         [http]
@@ -149,7 +156,8 @@ def test_every_fault_of_every_source_is_told_at_once(tmp_path: Path) -> None:
     )
     assert set(found) == {
         f"{tmp_path}/conf.d/broken.toml", "[branch].nmae", "[branch].name", "[branch].slots", "[branch].labels[a b]",
-        "[branch].memory_reserve", "[branch].node_name", "[branch].state", "[http].listen[0]", "[http].listen[1]",
+        "[branch].guard_memory", "[branch].guard_load", "[branch].guard_disk",
+        "[branch].node_name", "[branch].state", "[http].listen[0]", "[http].listen[1]",
         "[http].tls_key", "[http].body_limit", "[http].allowed_hosts[0]", "[auth].allow_users[1]",
         "[auth].default_user", "[auth].peer_scope", "[mseh]", "BRANCHD_INSECURE", "BRANCHD_KEY_FILE", "--neighbourhood",
         "--log-level",
@@ -163,7 +171,9 @@ def test_every_fault_of_every_source_is_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "place", "words"),
     [
-        ('[mesh]\nbroker = "amqp://h"', "[mesh].broker", "cannot join a neighbourhood"),
+        ('[mesh]\nbroker = "amqp://h"', "[mesh].broker", "branchd key new FILE"),
+        ("[mesh]\nbroker = 3", "[mesh].broker", "is not text"),
+        ("[branch]\nguard_load = nan", "[branch].guard_load", ""),
         ("[http]\nsupervisor_door = true", "[http].supervisor_door", "no supervisor door"),
         ("[apps.shop]\nx = 1", "[apps]", "no definitions from files"),
         ("branch = 3", "branch", "is a section"),
@@ -211,3 +221,43 @@ def test_the_documentation_names_every_key_and_variable() -> None:
     for keys in KEYS.values():
         for key in keys:
             assert f"| `{key}` | `BRANCHD_{key.upper()}` |" in text
+
+
+@pytest.mark.parametrize(
+    ("broker", "words"),
+    [
+        ("amqp://h", ""),
+        ("amqps://u:p%40%3B@h:5671/v?heartbeat=10", ""),
+        ("amqp://a//;amqp://b//", ""),
+        ("filesystem:///srv/mesh", ""),
+        ("redis://h", "no transport"),
+        ("h:5672", "not a URL"),
+        ("amqp://h:port", "not a URL"),
+        ("amqp://a b", "not a URL"),
+        ("amqp://u:a@b@h", "not a URL"),
+        ("amqp://u:a;b@h", "not a URL"),
+        ("amqp://", "no host"),
+        ("amqp://a;nonsense://b", "URL 2 of 2"),
+        ("amqp://u:<hidden>@h", "write the password"),
+        ("filesystem://", "one folder"),
+        ("filesystem://srv/mesh", "one folder"),
+        ("filesystem:///a;amqp://h", "one folder"),
+    ],
+)
+def test_a_broker_is_named_by_urls_that_can_broadcast(broker: str, words: str, tmp_path: Path) -> None:
+    new(tmp_path / "key")
+    text = f'[mesh]\nbroker = "{broker}"\nkey_file = "key"'
+    if not words:
+        assert good(text, tmp_path).mesh.broker == broker
+    else:
+        assert words in faults(text, tmp_path)["[mesh].broker"]
+
+
+def test_a_key_file_that_cannot_be_used_is_told_with_the_cure(tmp_path: Path) -> None:
+    new(tmp_path / "key")
+    (tmp_path / "key").chmod(0o644)
+    assert "chmod 600" in faults('[mesh]\nkey_file = "key"', tmp_path)["[mesh].key_file"]
+
+
+def test_a_configuration_in_words_has_no_password() -> None:
+    assert "word" not in repr(Mesh("amqp://u:word@h"))

@@ -84,7 +84,7 @@ def test_nothing_is_done_where_one_selector_matches_nothing(control: Control) ->
 
 def test_lines_are_aligned_without_colour_or_tabs(control: Control) -> None:
     head, *rows = control("ps", "shop:*").stdout.splitlines()
-    assert head.split() == ["NAME", "STATE", "PID", "UP", "RESTARTS", "REASON"]
+    assert head.split() == ["NAME", "BRANCH", "STATE", "PID", "UP", "RESTARTS", "REASON"]
     assert {row.index("RUNNING") for row in rows} == {head.index("STATE")}
     assert "\x1b" not in head + "".join(rows)
     assert "\t" not in head + "".join(rows)

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from branchd.cli import places
+from branchd.cli import places, refusal
 from branchd.cli.daemon import main
 
 
 @pytest.fixture(autouse=True)
 def _no_machine_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(places, "CONFIG", tmp_path / "absent.toml")
+    monkeypatch.setenv("BRANCHD_RUN", str(tmp_path / "run"))  # a refused start leaves word there
 
 
 def test_check_prints_what_would_be_used_and_from_where(tmp_path: Path) -> None:
@@ -43,7 +44,8 @@ def test_every_fault_is_told_and_the_exit_code_is_1(command: str, tmp_path: Path
     assert "the configuration has 3 faults" in result.stderr
     assert f"{file}: [branch].slots: -1 is out of range" in result.stderr
     assert "did you mean listen?" in result.stderr
-    assert "--broker: this version cannot join a neighbourhood" in result.stderr
+    assert "--broker: needs key_file beside it" in result.stderr
+    assert "branchd key new FILE" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
@@ -91,3 +93,55 @@ def test_the_configuration_may_be_named_by_a_variable(tmp_path: Path) -> None:
     (tmp_path / "b.toml").write_text("[branch]\nslots = 77")
     result = CliRunner().invoke(main, ["check"], env={"BRANCHD_CONFIG": str(tmp_path / "b.toml")})
     assert "slots = 77" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "broker",
+    ["amqp://u:pa55word@h/v", "amqp://u:pa55word@h;amqps://u:pa55word@h2/v", "amqp://u:pa55w/@:pa55@h//",
+     "amqp://u:w;pa55@h", "amqp:/u:pa55word@h", ["amqp://u:pa55word@h"], "redis://:pa55word@h"],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_brokers_password_is_never_told(command: str, broker: object, tmp_path: Path) -> None:
+    file = tmp_path / "b.toml"
+    CliRunner().invoke(main, ["key", "new", str(tmp_path / "key")])
+    # Slots that are out of range, so that nothing is run.
+    file.write_text(f"[mesh]\nbroker = {broker!r}\nkey_file = 'key'\n" + "[branch]\nslots = -1\n" * (command == "run"))
+    result = CliRunner().invoke(main, [command, "--config", str(file)])
+    assert "pa55" not in result.output
+    assert "pa55" not in (tmp_path / "run" / refusal.FILE).read_text() if command == "run" else True
+    if command == "check" and result.exit_code == 0:
+        assert ":<hidden>@h" in result.stdout
+
+
+def test_why_a_start_was_refused_is_left_in_the_run_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = CliRunner().invoke(main, ["run", "--state", str(tmp_path), "--broker", "amqp://h", "--name", "a/b"])
+    assert result.exit_code == 1
+    found = refusal.find(folder)
+    assert found is not None
+    assert found.detail == "the configuration has 2 faults"
+    assert any("branchd key new FILE" in cure for cure in found.cures)
+    assert (folder / refusal.FILE).stat().st_mode & 0o777 == 0o644
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+    (tmp_path / "file").touch()
+    CliRunner().invoke(main, ["run", "--state", "/proc/x"])
+    found = refusal.find(folder)
+    assert found is not None
+    assert "/proc/x cannot be used" in found.detail
+    assert found.cures == ("choose a state folder where folders can be made",)
+    refusal.clear(folder)
+    refusal.clear(folder)
+    assert refusal.find(folder) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"at": "x", "detail": "", "cures": []}', b"\xff"])
+def test_what_is_no_word_of_a_refusal_is_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / refusal.FILE).write_bytes(content)
+    assert refusal.find(tmp_path) is None
+
+
+def test_one_answer_alone_is_taken() -> None:
+    result = CliRunner().invoke(main, ["run", "--new-id", "--same-machine"])
+    assert result.exit_code == 2
+    assert "two answers" in result.stderr

@@ -1,10 +1,13 @@
-"""What of a spec its process is started with."""
+"""What of a spec its process is started with, and what is wrong with where it is to be placed."""
 
 from dataclasses import replace
 
 import pytest
 
+from branchd.core.errors import Invalid
+from branchd.core.faults import faults
 from branchd.core.spec import Autoscale, Kind, Logs, Spec, Stderr, Wanted, launched_with
+from branchd.wire.spec import effective
 
 SPEC = Spec(kind=Kind.COMMAND, command=("serve",), env={"A": "1"})
 
@@ -21,6 +24,10 @@ def test_a_field_that_is_as_by_default_is_left_out_so_that_a_later_version_may_h
         {"autoscale": Autoscale(1, 2)},
         {"labels": {"team": "pay"}},
         {"logs": Logs(rotate_at=65536, keep=1)},
+        {"weight": 3},
+        {"constraints": {"zone": "b"}},
+        {"spread": "zone"},
+        {"replicas": 3},
     ],
 )
 def test_what_takes_effect_at_once_needs_no_restart(change: dict[str, object]) -> None:
@@ -30,3 +37,23 @@ def test_what_takes_effect_at_once_needs_no_restart(change: dict[str, object]) -
 @pytest.mark.parametrize("change", [{"env": {}}, {"user": "nobody"}, {"logs": Logs(stderr=Stderr.FILE)}])
 def test_everything_else_does(change: dict[str, object]) -> None:
     assert launched_with(replace(SPEC, **change)) != launched_with(SPEC)  # type: ignore[arg-type]
+
+
+def test_what_is_wrong_with_the_placement_is_told_at_once() -> None:
+    wrong = replace(SPEC, weight=-1, constraints={"a/b": "1", "zone": "\n"}, spread="", replicas=1001)
+    assert [fault.pointer for fault in faults(wrong)] == [
+        *("/weight", "/constraints/a~1b", "/constraints/zone", "/spread", "/replicas")
+    ]
+
+
+@pytest.mark.parametrize("replicas", [0, 1000, None])
+def test_an_app_may_have_replicas(replicas: int | None) -> None:
+    assert faults(replace(SPEC, constraints={"zone": "b"}, spread="zone", replicas=replicas)) == []
+
+
+def test_an_instance_has_no_replicas_of_its_own_but_its_app_may() -> None:
+    program = {"kind": "command", "command": ["serve"]}
+    assert effective({**program, "replicas": 3}, {}).command == ("serve",)
+    with pytest.raises(Invalid) as invalid:
+        effective(program, {"replicas": 3})
+    assert [fault.pointer for fault in invalid.value.faults] == ["/replicas"]

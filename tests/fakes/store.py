@@ -9,24 +9,28 @@ from branchd.branch.records import (
     EventRecord,
     Expire,
     InstanceRecord,
+    OutcomeRecord,
     Put,
     QueueRecord,
     Record,
+    Remember,
     RemoveApp,
+    RemoveEntry,
     RemoveInstance,
+    RemoveOutcome,
     RemoveQueue,
     RemoveToken,
-    ReplyRecord,
     RunRecord,
     Snapshot,
     TokenRecord,
 )
 from branchd.core.errors import Conflict, StorageFailed
+from branchd.core.stamps import Entry
 
 #: records by their class and key
 Tables = dict[type, dict[Any, Any]]
 
-_KINDS = (AppRecord, QueueRecord, InstanceRecord, RunRecord, TokenRecord, EventRecord, ReplyRecord)
+_KINDS = (AppRecord, QueueRecord, InstanceRecord, RunRecord, TokenRecord, EventRecord, OutcomeRecord, Entry, Remember)
 
 
 class MemoryStore:
@@ -47,8 +51,10 @@ class MemoryStore:
             instances=self._sorted(InstanceRecord),
             runs=self._sorted(RunRecord),
             tokens=self._sorted(TokenRecord),
-            replies=self._sorted(ReplyRecord),
+            outcomes=self._sorted(OutcomeRecord),
+            entries=self._sorted(Entry),
             last_event=self._last_event,
+            facts={fact.name: fact.value for fact in self._sorted(Remember)},
         )
 
     async def write(self, *changes: Change) -> None:
@@ -85,15 +91,21 @@ def _apply(tables: Tables, change: Change) -> None:
                 del tables[QueueRecord][queue]
         case RemoveQueue(app, name):
             tables[QueueRecord].pop((app, name), None)
+        case RemoveEntry(kind, app, name):
+            tables[Entry].pop((kind, app, name), None)
         case RemoveInstance(key):
             tables[InstanceRecord].pop(key, None)
             tables[RunRecord].pop(key, None)
         case RemoveToken(identifier):
             tables[TokenRecord].pop(identifier, None)
-        case Expire(replies_before, events):
-            for key, reply in list(tables[ReplyRecord].items()):
-                if reply.at < replies_before:
-                    del tables[ReplyRecord][key]
+        case RemoveOutcome(request):
+            tables[OutcomeRecord].pop(request, None)
+        case Remember(name):
+            tables[Remember][name] = change
+        case Expire(outcomes_before, events):
+            for request, outcome in list(tables[OutcomeRecord].items()):
+                if outcome.at < outcomes_before and (outcome.ended or outcome.instance is None):
+                    del tables[OutcomeRecord][request]
             for event in sorted(tables[EventRecord], reverse=True)[events:]:
                 del tables[EventRecord][event]
 
@@ -108,5 +120,7 @@ def _key(record: Record) -> Any:
             return record.key
         case TokenRecord() | EventRecord():
             return record.id
-        case ReplyRecord():
-            return record.principal, record.key
+        case OutcomeRecord():
+            return record.request
+        case Entry():
+            return record.kind, record.app, record.name

@@ -1,11 +1,18 @@
 -- What branch/records.py says, one table a record. Times named *_at are seconds since 1970, others seconds since boot;
--- columns named spec, options, crashes and data hold JSON.
+-- columns named spec, options, crashes, value of entries and data hold JSON.
 
 CREATE TABLE meta (
     key TEXT NOT NULL PRIMARY KEY,
     value TEXT NOT NULL
 ) WITHOUT ROWID;
 
+-- What the branch remembers of itself.
+CREATE TABLE facts (
+    name TEXT NOT NULL PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- This branch's own definitions; the neighbourhood's stand in entries.
 CREATE TABLE apps (
     name TEXT NOT NULL PRIMARY KEY,
     spec TEXT NOT NULL,
@@ -31,6 +38,11 @@ CREATE TABLE instances (
     generation INTEGER NOT NULL,
     created_at REAL NOT NULL,
     deleting INTEGER NOT NULL,
+    -- all four of a placed one, none of a pinned one
+    request TEXT,
+    digest TEXT,
+    named INTEGER,
+    accepted_at REAL,
     PRIMARY KEY (app, name)
 ) WITHOUT ROWID;
 
@@ -85,12 +97,24 @@ CREATE TABLE events (
     data TEXT NOT NULL
 );
 
-CREATE TABLE replies (
-    principal TEXT NOT NULL,
-    key TEXT NOT NULL,
+-- The definitions that the neighbourhood shares; without a value they are tombstones. The name of an app's is empty.
+CREATE TABLE entries (
+    kind TEXT NOT NULL,
+    app TEXT NOT NULL,
+    name TEXT NOT NULL,
+    time INTEGER NOT NULL,
+    branch TEXT NOT NULL,
+    value TEXT,
+    cascade INTEGER NOT NULL,
+    PRIMARY KEY (kind, app, name)
+) WITHOUT ROWID;
+
+-- Without an instance: the request was cancelled.
+CREATE TABLE outcomes (
+    request TEXT NOT NULL PRIMARY KEY,
     digest TEXT NOT NULL,
     at REAL NOT NULL,
     app TEXT NOT NULL,
-    instance TEXT NOT NULL,
-    PRIMARY KEY (principal, key)
+    instance TEXT,
+    ended INTEGER NOT NULL
 ) WITHOUT ROWID;

@@ -1,6 +1,6 @@
 """The handlers, a module for each kind of thing: each maps a call to the service, and what it returns to an answer."""
 
-from branchd.api.handlers import apps, branch, celery, events, instances, logs, queues, tokens
+from branchd.api.handlers import apps, branch, celery, creation, events, instances, logs, queues, tokens
 
 ROUTES = (
     *branch.route,
@@ -8,6 +8,7 @@ ROUTES = (
     *apps.route,
     *queues.route,
     *instances.route,
+    *creation.route,
     *celery.route,
     *logs.route,
     *events.route,

@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from branchd.api.answers import PAGE, answer, nothing, page
-from branchd.api.routing import Call, Routes
+from branchd.api.routing import About, Call, Routes
 from branchd.core.access import Scope
 from branchd.core.errors import Conflict, NoChannel, Refused
 from branchd.core.spec import Autoscale
@@ -14,14 +14,29 @@ route = Routes()
 _INSTANCE = "/v1/apps/{app}/instances/{instance}"
 
 
-@route("GET", f"{_INSTANCE}/queues", scope=Scope.READ, returns={200: list[Consumer]}, query=PAGE, raises=(Conflict,))
+@route(
+    "GET",
+    f"{_INSTANCE}/queues",
+    scope=Scope.READ,
+    returns={200: list[Consumer]},
+    query=PAGE,
+    raises=(Conflict,),
+    about=About.INSTANCE,
+)
 async def list_consumers(call: Call) -> web.Response:
     """The queues that it consumes from, as wanted and as the worker says."""
     consumers = call.service.celery.consumers(call.path["app"], call.path["instance"])
     return page(call, consumers, lambda consumer: (consumer.queue,))
 
 
-@route("GET", f"{_INSTANCE}/queues/{{queue}}", scope=Scope.READ, returns={200: Consumer}, raises=(Conflict,))
+@route(
+    "GET",
+    f"{_INSTANCE}/queues/{{queue}}",
+    scope=Scope.READ,
+    returns={200: Consumer},
+    raises=(Conflict,),
+    about=About.INSTANCE,
+)
 async def get_consumer(call: Call) -> web.Response:
     """Whether it consumes from one queue."""
     return answer(call.service.celery.consumer(call.path["app"], call.path["instance"], call.path["queue"]))
@@ -33,6 +48,7 @@ async def get_consumer(call: Call) -> web.Response:
     scope=Scope.OPERATE,
     returns={200: Consumer},
     raises=(Conflict, Refused, NoChannel),
+    about=About.INSTANCE,
 )
 async def put_consumer(call: Call) -> web.Response:
     """Lets it consume from the queue, now and after every restart."""
@@ -45,6 +61,7 @@ async def put_consumer(call: Call) -> web.Response:
     scope=Scope.OPERATE,
     returns={204: None},
     raises=(Conflict, Refused, NoChannel),
+    about=About.INSTANCE,
 )
 async def delete_consumer(call: Call) -> web.Response:
     """Lets it consume from the queue no longer."""
@@ -52,7 +69,14 @@ async def delete_consumer(call: Call) -> web.Response:
     return nothing()
 
 
-@route("GET", f"{_INSTANCE}/autoscale", scope=Scope.READ, returns={200: AutoscaleView}, raises=(Conflict,))
+@route(
+    "GET",
+    f"{_INSTANCE}/autoscale",
+    scope=Scope.READ,
+    returns={200: AutoscaleView},
+    raises=(Conflict,),
+    about=About.INSTANCE,
+)
 async def get_autoscale(call: Call) -> web.Response:
     """The bounds of its pool, and its size now."""
     return answer(call.service.celery.autoscale(call.path["app"], call.path["instance"]))
@@ -65,6 +89,7 @@ async def get_autoscale(call: Call) -> web.Response:
     body=Autoscale,
     returns={200: AutoscaleView},
     raises=(Conflict, Refused, NoChannel),
+    about=About.INSTANCE,
 )
 async def put_autoscale(call: Call) -> web.Response:
     """Sets the bounds of its pool, now and after every restart."""

@@ -1,4 +1,4 @@
-"""The event stream: what happens on the branch, with ids to resume after."""
+"""The event stream: what happens on one branch, with ids to resume after; each branch has its own."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -8,7 +8,7 @@ from aiohttp_sse import EventSourceResponse
 
 from branchd.api.encoded import encoded
 from branchd.api.parameters import FLAG, Parameter, Unfit, text, whole
-from branchd.api.routing import Call, Routes, Text
+from branchd.api.routing import About, Call, Routes, Text
 from branchd.api.streams import event_source, write
 from branchd.branch.events import Reset
 from branchd.branch.records import EventRecord
@@ -42,6 +42,7 @@ LAST_EVENT_ID = "Last-Event-ID"
     query=(AFTER, TAIL, FOLLOW, APP, INSTANCE, TYPE),
     headers={LAST_EVENT_ID: "Like `after`, as browsers resume by themselves; `tail` is for the first time only."},
     streams=True,
+    about=About.BRANCH,
 )
 async def get_events(call: Call) -> web.StreamResponse:
     """Events as they come, as server-sent events or one JSON object a line; Last-Event-ID resumes.

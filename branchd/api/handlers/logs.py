@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
 from branchd.api.parameters import FLAG, Parameter, one_of, whole
-from branchd.api.routing import Call, Routes, Text
+from branchd.api.routing import About, Call, Routes, Text
 from branchd.api.streams import event_source, write
 from branchd.core.access import Scope
 from branchd.core.errors import Conflict
@@ -38,6 +38,7 @@ LONGEST_LINE = 64 << 10
     query=(TAIL, FOLLOW, STREAM),
     raises=(Conflict,),
     streams=True,
+    about=About.INSTANCE,
 )
 async def get_logs(call: Call) -> web.StreamResponse:
     """Its output as it was written; when followed and asked for as text/event-stream, each line is an event."""

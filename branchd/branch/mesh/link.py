@@ -49,6 +49,7 @@ class Link:
         self._on_state: list[Callable[[BusState], None]] = []
         self._waiting: dict[str, Callable[[Address, Message], None]] = {}
         self._at_work: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     # Who does what with messages; told before open()
 
@@ -69,6 +70,7 @@ class Link:
         await self._bus.open(self._received, self._state)
 
     async def close(self) -> None:
+        self._closing = True  # what still comes in while it leaves is not begun
         for task in list(self._at_work):
             task.cancel()
         if self._at_work:
@@ -186,9 +188,17 @@ class Link:
         elif "ask" in parcel:
             self._answer(sender, str(parcel["ask"]), self._questions[kind], message)
         else:
-            self._statements[kind](sender, message)
+            self._hear(sender, self._statements[kind], message)
+
+    def _hear(self, sender: Address, what: Statement, statement: Message) -> None:
+        try:
+            what(sender, statement)
+        except Exception:  # one bad statement must not end the bus's reading, nor count as garbage
+            log.exception("not heard", statement=type(statement).__name__)
 
     def _answer(self, sender: Address, number: str, answer: Question, question: Message) -> None:
+        if self._closing:
+            return
         if len(self._at_work) >= MOST_AT_WORK:
             self.dropped["too many"] += 1
             return

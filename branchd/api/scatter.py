@@ -1,0 +1,54 @@
+"""Lists over the neighbourhood: every branch is asked for its part, and those that do not answer in time are named."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from urllib.parse import urlencode
+
+from branchd.api.answers import Elsewhere, Place
+from branchd.api.forwarding import whole
+from branchd.api.routing import LOCAL, Call
+from branchd.branch.mesh.neighbours import Neighbours
+from branchd.core.errors import NoRoute, Unavailable
+from branchd.core.peers import Announcement, BranchState
+from branchd.wire import json
+
+#: seconds for the parts to come
+PATIENCE = 2.0
+
+
+async def gather(
+    call: Call, mesh: Neighbours, asked: Sequence[Announcement], place: Callable[[dict[str, str]], Place]
+) -> Elsewhere:
+    """Their parts of the page that the call asks for. A branch that knows of no such thing has no part."""
+    parts = await asyncio.gather(*(_part(call, mesh, branch, place) for branch in asked))
+    answered = [part for part in parts if part is not None]
+    return Elsewhere(
+        [item for items, _, _ in answered for item in items],
+        any(more for _, more, _ in answered),
+        any(known for _, _, known in answered),
+        [branch.name for branch, part in zip(asked, parts, strict=True) if part is None],
+    )
+
+
+async def _part(
+    call: Call, mesh: Neighbours, branch: Announcement, place: Callable[[dict[str, str]], Place]
+) -> tuple[list[tuple[Place, bytes]], bool, bool] | None:
+    """The items, whether it has more, and whether it knows what was asked for; None where no answer comes."""
+    if branch.state is BranchState.SILENT:
+        return None
+    given = [(name, value) for name, value in call.request.rel_url.query.items() if name not in {LOCAL.name, "fresh"}]
+    target = f"{call.request.rel_url.raw_path}?{urlencode([*given, (LOCAL.name, '1')])}"
+    try:
+        async with (
+            asyncio.timeout(PATIENCE),
+            mesh.carrier.carry(branch.peer, call.principal, "GET", target, {}, b"", PATIENCE) as served,
+        ):
+            body = await whole(served)
+        if served.status == 404:
+            return [], False, False
+        found = json.loads(body)
+        return [(place(item), json.dumps(item)) for item in found["items"]], found["next"] is not None, True
+    except (TimeoutError, NoRoute, Unavailable):
+        return None
+    except (ValueError, KeyError, TypeError):  # it answers with something else, a problem perhaps
+        return None

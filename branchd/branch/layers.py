@@ -1,0 +1,204 @@
+"""Apps and their queues in two layers: this branch's own, and those that the neighbourhood shares.
+
+An app and its queues stand in one layer: where this branch has an app of its own, that is the one that its instances
+go by, and the shared one of that name waits for an operator's word. Look-ups, and records from one layer made into the
+other's; what may be written is said in definitions.py and apps.py, and how the shared layer spreads in mesh/sharing.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from branchd.branch.records import AppRecord, Change, Put, QueueRecord, RemoveApp, RemoveEntry, RemoveQueue, Snapshot
+from branchd.core.definitions import Shared
+from branchd.core.errors import Invalid, NotFound
+from branchd.core.faults import name_fault, queue_fault
+from branchd.core.stamps import Entry, EntryKind, Stamp
+from branchd.core.values import QueueDeclaration
+from branchd.wire.decode import decode, encode
+
+#: seconds; a host that restarts brings its instances back in less
+ABSENCE = 60.0
+
+
+class Layers:
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.entries = Shared(snapshot.entries)
+        self.branch = snapshot.branch_id
+        self._apps = {app.name: app for app in snapshot.apps}
+        self._queues: dict[str, dict[str, QueueRecord]] = {}
+        for record in snapshot.queues:
+            self._queues.setdefault(record.app, {})[record.queue.name] = record
+        #: Apps without a definition that have instances here: it may come later than they do, and go earlier.
+        self._bare: dict[str, AppRecord] = {}
+        for name in {instance.key.app for instance in snapshot.instances}:
+            if self.find(name) is None:
+                self._bare[name] = AppRecord(name, {})
+
+    # What there is
+
+    def names(self) -> list[str]:
+        return sorted({*self._apps, *self.entries.apps, *self._bare})
+
+    def find(self, name: str) -> AppRecord | None:
+        if (own := self._apps.get(name)) is not None:
+            return own
+        entry = self.entries.apps.get(name)
+        return self._bare.get(name) if entry is None else app_of(entry)
+
+    def app(self, name: str) -> AppRecord:
+        """NotFound."""
+        found = self.find(name)
+        if found is None:
+            raise NotFound(f"there is no app {name[:80]!r}", "branchctl app ls lists them")
+        return found
+
+    def queues_of(self, app: str) -> Mapping[str, QueueRecord]:
+        if app in self._apps:
+            return self._queues.get(app, {})
+        return self._shared_queues(app) if app in self.entries.apps else {}
+
+    def find_queue(self, app: str, name: str) -> QueueRecord | None:
+        if app in self._apps:
+            return self._queues.get(app, {}).get(name)
+        entry = self.entries.queues(app).get(name) if app in self.entries.apps else None
+        return None if entry is None else _queue_of(entry)
+
+    def queue(self, app: str, name: str) -> QueueRecord:
+        """NotFound."""
+        self.app(app)
+        found = self.find_queue(app, name)
+        if found is None:
+            raise NotFound(f"app {app} declares no queue {name[:80]!r}")
+        return found
+
+    def tag(self, record: AppRecord) -> str:
+        """Names this very version of it; of a shared one the same at every branch."""
+        stamp = record.stamp
+        return f"{self.branch}.{record.generation}" if stamp is None else f"{stamp.branch}.{stamp.time}"
+
+    # Where it stands
+
+    def own(self, app: str) -> bool:
+        """Whether this branch has a definition of its own."""
+        return app in self._apps
+
+    def bare(self, app: str) -> bool:
+        """Whether there are only instances of it, or there were."""
+        return app in self._bare and app not in self._apps and app not in self.entries.apps
+
+    def shared(self, app: str) -> Entry | None:
+        """The neighbourhood's definition of it."""
+        return self.entries.apps.get(app)
+
+    def entries_of(self, app: str) -> tuple[Entry, ...]:
+        """The neighbourhood's definitions of the app and its queues; empty where it has none."""
+        entry = self.shared(app)
+        return () if entry is None else (entry, *self.entries.queues(app).values())
+
+    def both(self, app: str) -> bool:
+        return app in self._apps and app in self.entries.apps
+
+    def twins(self, app: str) -> bool:
+        """Whether both layers have it, and say the same."""
+        return self.both(app) and self._same(app)
+
+    def conflict(self, app: str) -> bool:
+        """Whether both layers have it, and differ."""
+        return self.both(app) and not self._same(app)
+
+    def _same(self, app: str) -> bool:
+        specs = app_of(self.entries.apps[app]).spec == self._apps[app].spec
+        return specs and self._shared_queues(app) == self._queues.get(app, {})
+
+    def _shared_queues(self, app: str) -> Mapping[str, QueueRecord]:
+        return {name: _queue_of(entry) for name, entry in self.entries.queues(app).items()}
+
+    def replicated(self) -> dict[str, tuple[int, float | None]]:
+        """Of the neighbourhood's apps with replicas: how many, and how long one is missing until it is made again."""
+        counts = {name: entry.value["spec"].get("replicas") for name, entry in self.entries.apps.items() if entry.value}
+        return {name: (count, ABSENCE) for name, count in counts.items() if isinstance(count, int)}
+
+    # Changes, made here after they were committed
+
+    def apply(self, *changes: Change) -> None:
+        """Those of apps, queues and entries. An app that is no more is bare until forget() is called."""
+        for change in changes:
+            match change:
+                case Put(AppRecord() as app):
+                    self._apps[app.name] = app
+                case Put(QueueRecord() as queue):
+                    self._queues.setdefault(queue.app, {})[queue.queue.name] = queue
+                case Put(Entry() as entry):
+                    before = self.find(entry.app)
+                    self.entries.take([entry])
+                    self._strip(before)
+                case RemoveApp(name):
+                    before = self._apps.pop(name, None)
+                    self._queues.pop(name, None)
+                    self._strip(before)
+                case RemoveQueue(app_name, name):
+                    self._queues.get(app_name, {}).pop(name, None)
+                case RemoveEntry(kind, app_name, name):
+                    self.entries.forget((kind, app_name, name))
+                case _:
+                    pass
+
+    def forget(self, app: str) -> None:
+        """There are no instances of an app without a definition, or no more."""
+        self._bare.pop(app, None)
+
+    def _strip(self, before: AppRecord | None) -> None:
+        if before is not None and self.find(before.name) is None:
+            self._bare[before.name] = replace(before, stamp=None)
+
+    def owned(self, app: str) -> tuple[Put, ...]:
+        """The changes that make the neighbourhood's definition of it, and of its queues, this branch's own as well."""
+        entry = self.shared(app)
+        if entry is None or app in self._apps:
+            return ()
+        return (Put(replace(app_of(entry), stamp=None)), *map(Put, self.queues_of(app).values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _AppValue:
+    spec: Mapping[str, Any]
+    generation: int
+    created_at: float  #: seconds since 1970
+
+
+def app_entry(record: AppRecord, stamp: Stamp) -> Entry:
+    value = _AppValue(record.spec, record.generation, record.created_at)
+    return Entry(EntryKind.APP, record.name, "", stamp, encode(value))
+
+
+def queue_entry(record: QueueRecord, stamp: Stamp) -> Entry:
+    return Entry(EntryKind.QUEUE, record.app, record.queue.name, stamp, encode(record.queue))
+
+
+def tombstone(entry: Entry, stamp: Stamp, *, cascade: bool = False) -> Entry:
+    return Entry(entry.kind, entry.app, entry.name, stamp, None, cascade)
+
+
+def app_of(entry: Entry) -> AppRecord:
+    """Of an app's entry that is no tombstone."""
+    assert entry.value is not None
+    return AppRecord(entry.app, **entry.value, stamp=entry.stamp)
+
+
+def readable(entry: Entry) -> bool:
+    """Whether another branch's entry can be kept: its names are names, and its value is of its kind."""
+    is_app = entry.kind is EntryKind.APP
+    if name_fault(entry.app, "", "") or (entry.name if is_app else queue_fault(entry.name, "")):
+        return False
+    try:
+        if entry.value is not None:
+            decode(_AppValue if is_app else QueueDeclaration, entry.value)
+    except Invalid:
+        return False
+    return is_app or entry.value is None or entry.value["name"] == entry.name
+
+
+def _queue_of(entry: Entry) -> QueueRecord:
+    assert entry.value is not None
+    return QueueRecord(entry.app, QueueDeclaration(**entry.value))

@@ -1,0 +1,394 @@
+"""A branch in its neighbourhood: the parts of this package put together, and what the API asks of them."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from branchd.branch.fleet import Fleet
+from branchd.branch.mesh.carrying import ANSWER_WITHIN, Carrier
+from branchd.branch.mesh.drain import DRAINING, Draining
+from branchd.branch.mesh.gossip import Gossip
+from branchd.branch.mesh.hosting import Hosting
+from branchd.branch.mesh.link import Link
+from branchd.branch.mesh.names import Names, placed_key
+from branchd.branch.mesh.placing import Made, Placing
+from branchd.branch.mesh.presence import Presence, Self
+from branchd.branch.mesh.replicas import PRINCIPAL, Replicas
+from branchd.branch.mesh.replicas import request as replica_request
+from branchd.branch.mesh.sharing import Sharing
+from branchd.branch.operations import Operations
+from branchd.branch.outcomes import derived_name, request_digest, request_id
+from branchd.branch.ports import Bus, Door
+from branchd.branch.records import Remember
+from branchd.branch.supervisor import Supervisor
+from branchd.branch.world import Policies
+from branchd.core.access import Principal, Scope
+from branchd.core.admission import Probe
+from branchd.core.capacity import Capacity
+from branchd.core.diagnosis import MeshFacts
+from branchd.core.errors import BranchdError, Conflict, Fault, Invalid, NoAnswer, NoRoute, NotFound, Unavailable
+from branchd.core.faults import name_fault
+from branchd.core.lifecycle import State
+from branchd.core.peers import Address, Announcement, BranchState
+from branchd.core.spec import Spec
+from branchd.core.values import Key, Truth
+from branchd.wire import json
+from branchd.wire.mesh import PROTOCOL, Knock, Offer, WhereIs
+from branchd.wire.resources import ConditionType, Explanation
+from branchd.wire.sealing import Seal
+from branchd.wire.spec import accept, effective
+
+#: the fact that is remembered
+INCARNATION = "incarnation"
+
+#: seconds of one look at how an instance elsewhere comes up
+SLICE = 10.0
+
+#: seconds that branches have to count their instances of an app
+COUNT_WITHIN = 2.0
+
+#: who asks where nobody outside does
+OURSELVES = Principal("branchd", Scope.READ)
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What a branch needs to belong to a neighbourhood."""
+
+    bus: Bus
+    seal: Seal
+    me: Address
+    door: Door
+    user: str  #: at the broker, for the doctor
+    vhost: str
+
+
+class Mesh:
+    """Satisfies branchd.branch.mesh.neighbours.Neighbours. Made before begin() of its service, which begins it."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        fleet: Fleet,
+        policies: Policies,
+        operations: Operations,
+        facts: Mapping[str, str],
+        version: str,
+        address: Callable[[], str | None],
+        happened: Callable[[str, str | None, str | None, Mapping[str, Any]], None],
+    ) -> None:
+        """`facts`: what was remembered. `address`: of this branch's API. `happened`: type, app, instance, data."""
+        self._membership = membership
+        self._fleet = fleet
+        self._policies = policies
+        self._version = version
+        self._address = address
+        world = fleet.world
+        self._first_cluster = ""
+        self._neighbours: tuple[object, tuple[Announcement, ...]] = (None, ())
+        self.link = Link(membership.bus, membership.seal, membership.me)
+        self.link.on_state(lambda state: self._remember_cluster(state.cluster))
+        self.presence = Presence(
+            self.link,
+            world.clock,
+            world.wall,
+            world.chance,
+            self._myself,
+            int(facts.get(INCARNATION, "0")),
+            self._remember_incarnation,
+            lambda kind, data: happened(kind, None, None, data),
+        )
+        self.sharing = Sharing(self.link, fleet, lambda: self.presence.offset)
+        self._gossip = Gossip(self.link, self.presence, self.sharing, world.chance)
+        self._names = Names(
+            self.link,
+            fleet,
+            policies.name,
+            branches=lambda: len(self.presence.others()) + 1,
+            missing=self._missing,
+        )
+        self._hosting = Hosting(
+            self.link,
+            fleet,
+            self._names,
+            policies,
+            merge=self.sharing.merge,
+            draining=lambda: self.draining.active,
+        )
+        self.draining = Draining(
+            fleet,
+            self.link,
+            operations,
+            drained=facts.get(DRAINING, ""),
+            changed=self.presence.changed,
+            offer=self._move,
+            ready=self._ready_there,
+            release=self._names.release,
+        )
+        self._placing = Placing(
+            self.link, self._hosting, self._announcement(), self.presence.others, world.chance, world.wall
+        )
+        self.carrier = Carrier(self.link, membership.door, policies.peer_scope, self._name_of)
+        self.replicas = Replicas(
+            fleet,
+            membership.me.id,
+            lambda: [membership.me.id, *(member.id for member in self.presence.others())],
+            lambda: self.presence.absence_doubted,
+            self._held,
+            self._replace,
+            happened,
+        )
+        fleet.watchers.append(lambda _: self.presence.changed())
+        self.sharing.on_written.append(lambda app: fleet.later(self.replicas.changed(app)))
+
+    # Life
+
+    async def begin(self) -> None:
+        await self.sharing.begin()
+        await self.link.open()
+        self.presence.begin(self._gossip.exchange)
+        self._gossip.begin()
+        self.replicas.begin()
+        if self.draining.active:
+            self.draining.resume()
+
+    async def end(self) -> None:
+        """Leaves; the others hear of it. What runs goes on."""
+        await self.replicas.end()
+        await self._gossip.end()
+        await self.presence.end()
+        self.carrier.close()
+        await self.link.close()
+        await self._names.end()
+
+    # Who is there
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._hosting.capacity
+
+    @property
+    def state(self) -> BranchState:
+        return BranchState.DRAINING if self.draining.active else BranchState.UP
+
+    def others(self) -> Sequence[Announcement]:
+        """The other branches, those found silent too, as they announced themselves; `state` is what is believed."""
+        roster = self.presence.roster
+        if self._neighbours[0] is not roster:
+            members = (*self.presence.others(), *self.presence.silent())
+            said = (replace(member.announcement, state=member.state) for member in members)
+            self._neighbours = roster, tuple(sorted(said, key=lambda one: (one.name, one.id)))
+        return self._neighbours[1]
+
+    def find(self, branch: str) -> Address | None:
+        """Conflict where several have the name."""
+        found = self.presence.find(branch)
+        return None if found is None else found.peer
+
+    async def locate(self, app: str, name: str) -> Address:
+        """Of the instance's owner. NotFound when that is sure, else Unavailable; Conflict where several have it."""
+        address, _ = await self._names.locate(app, name)
+        return address
+
+    def facts(self) -> MeshFacts:
+        state = self.link.state
+        return MeshFacts(
+            connected=state.connected,
+            where=state.where,
+            why=state.why,
+            definite=self.link.definite,
+            user=self._membership.user,
+            vhost=self._membership.vhost,
+            cluster=state.cluster,
+            first_cluster=self._first_cluster,
+            twin=self.presence.twin is not None,
+            guarding=state.connected and self.presence.joined and bool(self.presence.absence_doubted),
+            missing=tuple(self._missing()),
+            clock_offset=self.presence.offset if self.others() else None,
+            dropped=dict(self.link.dropped),
+        )
+
+    async def instances_elsewhere(self, app: str) -> tuple[int, Sequence[str]]:
+        """How many other branches have, and the names of those that did not say."""
+        others = self.others()
+        counts = await asyncio.gather(*(self._count(other, app) for other in others))
+        silent = [other.name for other, count in zip(others, counts, strict=True) if count is None]
+        if not self.link.connected:
+            silent.append("all that this branch cannot reach without its broker")
+        return sum(count or 0 for count in counts), silent
+
+    async def _count(self, other: Announcement, app: str) -> int | None:
+        target = f"/v1/instances?local=1&limit=1000&app={app}"
+        try:
+            return len((await self._read(other.peer, target, COUNT_WITHIN))["items"])
+        except (NoRoute, Unavailable):
+            return None
+
+    # Placement
+
+    async def create(
+        self, principal: Principal, app: str, body: Any, keys: Sequence[str | None]
+    ) -> Sequence[Made | BranchdError]:
+        """A placed instance for each Idempotency-Key, None being one of its own. Invalid, NotFound, Conflict."""
+        spec = dict(body) if isinstance(body, dict) else {}
+        name = spec.pop("name", None)
+        raw, merged = self._judge(app, name, spec if isinstance(body, dict) else body)
+        self._check_sure(certain=name is not None or any(key is not None for key in keys))
+        digest = request_digest(app, body)
+        offers = []
+        for key in keys:
+            request = secrets.token_hex(32) if key is None else request_id(principal, key)
+            chosen = derived_name(app, request) if name is None else name
+            named = name is not None or key is not None
+            offers.append(self._offer(request, digest, Key(app, chosen), raw, principal.name, named=named))
+        return await self._placing.place_all(offers, _probe(app, merged))
+
+    def explain(self, app: str, name: str) -> Explanation | None:
+        """The last placement of that name that was asked of this branch."""
+        return self._placing.explain(app, name)
+
+    def _judge(self, app: str, name: Any, given: Any) -> tuple[dict[str, Any], Spec]:
+        """The spec as it will be kept, and as it will be; every fault at once. What a branch allows is its own."""
+        definitions = self._fleet.definitions
+        record = definitions.app(app)
+        faults = []
+        if name is not None:
+            fault = name_fault(name, "/name", "instance name") if isinstance(name, str) else None
+            faults += [fault] if fault else []
+            faults += [] if isinstance(name, str) else [Fault("/name", f"{name!r:.60} is not text")]
+        raw: dict[str, Any] = {}
+        merged = Spec()
+        try:
+            raw = accept(given, {})
+            merged = effective(dict(record.spec), raw)
+        except Invalid as invalid:
+            faults += invalid.faults
+        if faults:
+            raise Invalid(faults)
+        if definitions.shared(app) is None:
+            raise Conflict(
+                f"app {app} is defined on this branch alone", f"branchctl app publish {app}, or create it with ?branch="
+            )
+        if definitions.conflict(app):
+            raise Conflict(
+                f"this branch has a definition of its own of app {app}", f"branchctl app adopt {app}, or publish {app}"
+            )
+        return raw, merged
+
+    def _check_sure(self, *, certain: bool) -> None:
+        """Whether it can be told who has a name, where that must be `certain`. Unavailable."""
+        if not self.link.connected:
+            why = self.link.state.why or "connecting"
+            raise Unavailable(
+                f"this branch is not connected to the broker: {why}",
+                "try again later, or create it on this branch for good, with ?local=1",
+            )
+        if certain and (doubt := self.presence.absence_doubted):
+            raise Unavailable(f"whether the name is free cannot be told: {doubt}", "try again later")
+
+    def _offer(
+        self, request: str, digest: str, key: Key, raw: Mapping[str, Any], by: str, *, named: bool, moving: bool = False
+    ) -> Offer:
+        entries = self._fleet.definitions.entries_of(key.app)
+        return Offer(request, digest, key.app, key.name, named, raw, by, moving, entries)
+
+    # Replicas and moves
+
+    async def _held(self, app: str, name: str) -> bool:
+        key = placed_key(Key(app, name))
+        if self.link.definite:
+            return await self.link.routed(key, Knock())
+        return bool(await self.link.gather(key, WhereIs(app, name)))
+
+    async def _replace(self, app: str, name: str) -> None:
+        raw, merged = self._judge(app, name, {})
+        self._check_sure(certain=True)
+        offer = self._offer(
+            replica_request(), request_digest(app, {"name": name}), Key(app, name), raw, PRINCIPAL, named=True
+        )
+        await self._placing.place(offer, _probe(app, merged))
+
+    async def _move(self, old: Supervisor, request: str) -> Address:
+        placed = old.record.placed
+        assert placed is not None
+        offer = self._offer(request, placed.digest, old.key, old.record.spec, "drain", named=placed.named, moving=True)
+        return (await self._placing.place(offer, _probe(old.key.app, old.spec))).owner
+
+    async def _ready_there(self, owner: Address, key: Key, seconds: float) -> str:
+        """Waits until it is ready there; why it is not, or ""."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (left := end - loop.time()) > 0:
+            target = f"/v1/apps/{key.app}/instances/{key.name}?local=1&wait={min(left, SLICE):.3f}s"
+            try:
+                seen = await self._read(owner, target, SLICE + ANSWER_WITHIN)
+            except NoAnswer:
+                continue
+            status = seen["status"]
+            truths = {condition["type"]: condition["status"] for condition in status["conditions"]}
+            if status["state"] == State.RUNNING and truths.get(ConditionType.READY) == Truth.TRUE:
+                return ""
+            if status["state"] in (State.FATAL, State.EXITED):
+                return f"it is {status['state']} at branch {seen['branch']}: {status['reason'] or 'it has ended'}"
+        return f"not within {seconds:g} s"
+
+    async def _read(self, to: Address, target: str, within: float) -> Any:
+        """What another branch's API answers to a GET. NotFound, NoRoute, Unavailable."""
+        async with self.carrier.carry(to, OURSELVES, "GET", target, {}, b"", within) as served:
+            body = b"".join([piece async for piece in served.body])
+        if served.status == 404:
+            raise NotFound(f"{target} is not there")
+        if served.status != 200:
+            raise Unavailable(f"branch {self._name_of(to.id)} answered {served.status}")
+        return json.loads(body)
+
+    # What the parts ask
+
+    def _myself(self) -> Self:
+        room = self.capacity
+        return Self(
+            name=self._policies.name,
+            state=self.state,
+            slots=room.slots,
+            reserved=room.reserved,
+            version=self._version,
+            labels=self._policies.labels,
+            address=self._address(),
+        )
+
+    def _announcement(self) -> Announcement:
+        """As the others see it while it takes instances."""
+        me, myself = self._membership.me, self._myself()
+        return Announcement(
+            me.id,
+            me.boot,
+            myself.name,
+            0,
+            0,
+            BranchState.UP,
+            0.0,
+            myself.slots,
+            0,
+            self._version,
+            PROTOCOL,
+            myself.labels,
+        )
+
+    async def _remember_incarnation(self, incarnation: int) -> None:
+        await self._fleet.world.store.write(Remember(INCARNATION, str(incarnation)))
+
+    def _remember_cluster(self, cluster: str) -> None:
+        self._first_cluster = self._first_cluster or cluster
+
+    def _missing(self) -> list[str]:
+        return sorted(member.name for member in self.presence.silent())
+
+    def _name_of(self, branch: str) -> str:
+        member = self.presence.roster.get(branch)
+        return branch if member is None else member.name
+
+
+def _probe(app: str, spec: Spec) -> Probe:
+    return Probe(app, spec.weight, spec.constraints, spec.spread)

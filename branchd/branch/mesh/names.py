@@ -1,0 +1,405 @@
+"""Whose name is whose: the broker's routing keys are the directory of the neighbourhood.
+
+The owner of a placed instance binds `i.app:name` to its inbox, those of pinned ones `n.app:name`, which many may share.
+Here they are bound and unbound, taken, compared after every connection, and asked for. Nothing is kept of where others
+are. Who may be hosted is judged in hosting.py.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import structlog
+
+from branchd.branch.fleet import Fleet
+from branchd.branch.journal import Told
+from branchd.branch.mesh.link import Link
+from branchd.branch.ports import BusState, Claim
+from branchd.core.errors import Conflict, NoRoute, NotFound, StorageFailed, Unavailable
+from branchd.core.names import Holding, asks_per_second
+from branchd.core.peers import Address
+from branchd.core.values import Key
+from branchd.wire.mesh import Handover, Here, Knock, WhereIs
+
+log = structlog.get_logger(__name__)
+
+#: seconds that who holds a name has to say so
+ANSWER_WITHIN = 1.0
+
+#: seconds after a reconnection in which no name is taken: others who were cut off too are to bind theirs first
+QUIET = 30.0
+
+#: how often each name is asked for after a connection: a message may be lost
+ROUNDS = 2
+
+#: keys that are bound at one time
+BATCH = 500
+
+#: seconds until what failed is tried again
+AGAIN = 1.0
+
+#: seconds after which a replacement that nobody handed the name to takes it; its elder, where it still is, then wins
+HANDOVER_WITHIN = 600.0
+
+
+class Taken(Conflict):
+    """Another branch has an instance of that name."""
+
+    def __init__(self, key: Key, holder: Address, here: Here) -> None:
+        super().__init__(f"{key} exists already, at branch {here.branch}", "choose another name")
+        self.holder = holder
+        self.here = here
+
+
+def placed_key(key: Key) -> str:
+    return f"i.{key}"
+
+
+def pinned_key(key: Key) -> str:
+    return f"n.{key}"
+
+
+class Names:
+    """Made before the link is opened; end() comes when it is closed."""
+
+    def __init__(
+        self,
+        link: Link,
+        fleet: Fleet,
+        branch: str,
+        *,
+        branches: Callable[[], int],
+        missing: Callable[[], Sequence[str]],
+    ) -> None:
+        """`branch`: the name of this one. `branches`: how many are known, this one too.
+
+        `missing`: the names of those known ones that are not connected now.
+        """
+        self._link = link
+        self._fleet = fleet
+        self._branch = branch
+        self._branches = branches
+        self._missing = missing
+        self._bound: set[str] = set()  #: at this connection
+        self._taking: set[Key] = set()
+        self._moving: set[Key] = set()  #: instances here whose replacements are being started elsewhere
+        self._waiting: dict[Key, asyncio.TimerHandle] = {}  #: replacements here that the name is not handed over to yet
+        self._given_up: set[Key] = set()  #: instances that still stop here, and whose name is another one's
+        self._dirty: set[Key] = set()  #: whose keys may be bound otherwise than they should be
+        self._work = asyncio.Event()
+        self._connections = 0
+        self._ready = False  #: all that was here when it connected is bound
+        self._quiet_until = 0.0
+        self._life: asyncio.Task[None] | None = None
+        link.serve(WhereIs, self._where_is)
+        link.serve(Handover, self._handover)
+        link.hear(Knock, lambda _, __: None)  # that it arrives is all
+        link.on_state(self._state)
+        fleet.watchers.append(self.look)
+
+    async def end(self) -> None:
+        for handle in self._waiting.values():
+            handle.cancel()
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait([self._life])
+
+    # What this branch stands for
+
+    def here(self, key: Key) -> Here | None:
+        """What this branch says when it is asked for the instance; None where it is not its to answer."""
+        supervisor = self._fleet.find(key)
+        if supervisor is None or key in self._given_up:
+            return None
+        record = supervisor.record
+        if record.placed is None:
+            return Here(self._branch, "", "", record.created_at)
+        moving = key in self._moving or key in self._waiting
+        return Here(self._branch, record.placed.request, record.placed.digest, record.placed.accepted_at, moving)
+
+    def look(self, key: Key) -> None:
+        """Something of this instance changed."""
+        supervisor = self._fleet.find(key)
+        if supervisor is None:
+            self._moving.discard(key)
+            self._given_up.discard(key)
+            self._arrived(key)
+        elif supervisor.record.deleting and key in self._moving:
+            self._given_up.add(key)  # its replacement stands for the name
+        self._dirty.add(key)
+        self._work.set()
+
+    def _route(self, key: Key) -> str | None:
+        """What should be bound for it."""
+        if key in self._taking:
+            return placed_key(key)
+        supervisor = self._fleet.find(key)
+        if supervisor is None or key in self._given_up or key in self._waiting:
+            return None
+        return pinned_key(key) if supervisor.record.placed is None else placed_key(key)
+
+    async def bind(self, key: Key) -> None:
+        """At once, where that is possible; else it is done with the next connection."""
+        route, connection = placed_key(key), self._connections
+        with contextlib.suppress(Unavailable):
+            await self._link.bind(route)
+            if connection == self._connections:
+                self._bound.add(route)
+
+    async def give_up(self, key: Key) -> None:
+        """This branch does not stand for the name any more, though the instance still stops here."""
+        self._given_up.add(key)
+        await self._unbind(key)
+
+    async def release(self, key: Key, moving: bool) -> None:
+        """While it moves, this branch says so of the name; once it is being deleted then, its replacement has it."""
+        if moving:
+            self._moving.add(key)
+        else:
+            self._moving.discard(key)
+
+    async def _unbind(self, key: Key) -> None:
+        self._bound.discard(placed_key(key))
+        with contextlib.suppress(Unavailable):
+            await self._link.unbind(placed_key(key))
+
+    # Replacements
+
+    def await_handover(self, key: Key) -> None:
+        """A replacement is about to be hosted, for whose name its elder stands until it hands it over."""
+        loop = asyncio.get_running_loop()
+        self._waiting[key] = loop.call_later(HANDOVER_WITHIN, self._overdue, key)
+
+    def _overdue(self, key: Key) -> None:
+        self._arrived(key)
+        self.look(key)
+        self._fleet.later(self._compare(key))
+
+    def _arrived(self, key: Key) -> None:
+        handle = self._waiting.pop(key, None)
+        if handle is not None:
+            handle.cancel()
+
+    async def _handover(self, _: Address, question: Handover) -> Here | None:
+        key = Key(question.app, question.name)
+        found = self._fleet.find(key)
+        if found is None or found.record.placed is None:
+            return None
+        await self._link.bind(placed_key(key))
+        self._arrived(key)
+        self.look(key)
+        return self.here(key)
+
+    # Taking a name
+
+    def doubt(self) -> str:
+        """Why no name can be taken now; empty when one can."""
+        if not self._link.connected:
+            return f"the broker is not connected: {self._link.state.why}"
+        if not self._ready:
+            return "this branch has just connected and still binds the names that it has"
+        left = self._quiet_until - self._fleet.world.clock()
+        if left > 0:
+            return f"others may not be connected again yet; try again in {left:.0f} seconds"
+        return ""
+
+    @contextlib.asynccontextmanager
+    async def take(self, key: Key) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """The name is this branch's within the block, and stays so where the fleet has the instance at its end.
+
+        Yields what must be awaited after the commit and before anything is started: it raises Unavailable where the
+        name may have been taken by another one as well. Taken; Unavailable.
+        """
+        if doubt := self.doubt():
+            raise Unavailable(doubt)
+        if key in self._taking:
+            raise Unavailable(f"{key} is being taken")
+        self._taking.add(key)
+        try:
+            try:
+                claim = await self._link.claim(str(key))
+            except Conflict as conflict:
+                raise Unavailable(conflict.detail) from None
+            async with self._claimed(key, claim) as sure:
+                yield sure
+        finally:
+            self._taking.discard(key)
+            self.look(key)
+
+    @contextlib.asynccontextmanager
+    async def _claimed(self, key: Key, claim: Claim) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        connection, released = self._connections, False
+
+        async def sure() -> None:
+            nonlocal released
+            await claim.release()
+            released = True
+            if connection != self._connections:
+                raise Unavailable("the connection to the broker was lost while the name was taken")
+
+        try:
+            await self._ask(key, claim)
+            await self._link.bind(placed_key(key))
+            if connection == self._connections:
+                self._bound.add(placed_key(key))
+            yield sure
+        finally:
+            if self._fleet.find(key) is None:
+                await self._unbind(key)  # before the claim ends, so that the next one finds the name free
+            if not released:
+                with contextlib.suppress(Unavailable):
+                    await claim.release()
+        if not self._link.definite:
+            self._fleet.later(self._compare(key))  # two may have asked at one time
+
+    async def _ask(self, key: Key, claim: Claim) -> None:
+        """Returns where nobody has it. Taken, NoAnswer, Unavailable."""
+        try:
+            holder, here = await self._link.ask_key(placed_key(key), WhereIs(key.app, key.name), ANSWER_WITHIN, claim)
+        except NoRoute:
+            return
+        if not isinstance(here, Here):
+            raise Unavailable(f"who holds {key} answers something else")
+        raise Taken(key, holder, here)
+
+    # Each connection
+
+    def _state(self, state: BusState) -> None:
+        self._connections += 1
+        self._bound.clear()
+        self._ready = False
+        if self._life is not None:
+            self._life.cancel()
+            self._quiet_until = self._fleet.world.clock() + QUIET
+        if state.connected:
+            self._life = asyncio.get_running_loop().create_task(self._live())
+            self._life.add_done_callback(_report)
+
+    async def _live(self) -> None:
+        """Binds all, then asks after each named one, and binds what comes and goes meanwhile."""
+        self._dirty.update(supervisor.key for supervisor in self._fleet.all())
+        await self._flush()
+        self._ready = True
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._settle())
+            while True:
+                await self._work.wait()
+                self._work.clear()
+                await self._flush()
+
+    async def _flush(self) -> None:
+        while self._dirty:
+            batch = [self._dirty.pop() for _ in range(min(BATCH, len(self._dirty)))]
+            wanted = {route for key in batch if (route := self._route(key)) is not None}
+            unwanted = {route for key in batch for route in (placed_key(key), pinned_key(key))} - wanted
+            try:
+                if bind := wanted - self._bound:
+                    await self._link.bind(*bind)
+                    self._bound |= bind
+                if unbind := unwanted & self._bound:
+                    await self._link.unbind(*unbind)
+                    self._bound -= unbind
+            except Unavailable as error:
+                log.debug("names not bound yet", reason=error.detail)
+                self._dirty.update(batch)
+                await asyncio.sleep(AGAIN)
+
+    # Two holders of one name
+
+    async def _settle(self) -> None:
+        for _ in range(ROUNDS):
+            for supervisor in self._fleet.all():
+                if supervisor.record.placed is not None and supervisor.record.placed.named:
+                    await asyncio.sleep(1 / asks_per_second(self._branches()))
+                    self._fleet.later(self._compare(supervisor.key, told=True))
+
+    async def _compare(self, key: Key, *, told: bool = False) -> None:
+        """Asks who else holds the name, and gives it up to one who had it earlier. `told`: they are to ask as well.
+
+        The answers decide and no question does: those are for who holds the key, so that an old one may be replayed.
+        """
+        mine = self.here(key)
+        if mine is None or not mine.request:
+            return
+        try:
+            answers = await self._link.gather(placed_key(key), WhereIs(key.app, key.name, held=told))
+        except Unavailable as error:
+            log.debug("name not compared", instance=str(key), reason=error.detail)
+            return
+        for holder, here in answers:
+            if isinstance(here, Here):
+                self._meet(key, holder, here)
+
+    def _meet(self, key: Key, holder: Address, theirs: Here) -> None:
+        mine = self.here(key)
+        if holder.id == self._link.me.id or mine is None or not mine.request or not theirs.request:
+            return
+        if mine.moving or theirs.moving or _holding(mine, self._link.me) < _holding(theirs, holder):
+            return
+        self._given_up.add(key)
+        self._fleet.later(self._lose(key, mine.request, theirs.branch))
+
+    async def _lose(self, key: Key, request: str, winner: str) -> None:
+        """The instance of that request stops here, by its stop plan, and is no more."""
+        log.warning("two of one name", instance=str(key), stays_at=winner)
+        await self._unbind(key)
+        while True:
+            try:
+                async with self._fleet.lock(key.app):
+                    found = self._fleet.find(key)
+                    if found is not None and found.record.placed is not None and found.record.placed.request == request:
+                        told: Told = ("instance.conflict", key.app, key.name, {"stays_at": winner})
+                        await self._fleet.begin_delete(found, events=[told])
+                return
+            except StorageFailed as failure:
+                log.warning("loser not stopped yet", instance=str(key), reason=failure.detail)
+                await asyncio.sleep(AGAIN)
+
+    # Where something is
+
+    async def _where_is(self, sender: Address, question: WhereIs) -> Here | None:
+        key = Key(question.app, question.name)
+        here = self.here(key)
+        if here is not None and question.held and sender.id != self._link.me.id:
+            self._fleet.later(self._compare(key))
+        return here
+
+    async def locate(self, app: str, name: str) -> tuple[Address, Here]:
+        """Which branch has it. NotFound, Conflict where several have it pinned, Unavailable where it cannot be told."""
+        key = Key(app, name)
+        mine = None if key in self._waiting else self.here(key)
+        if mine is not None and (mine.request or not self._link.connected):
+            return self._link.me, mine
+        if not self._link.connected:
+            raise Unavailable(f"{key} is not on this branch, and no other can be asked: {self._link.state.why}")
+        question = WhereIs(app, name)
+        try:
+            holder, here = await self._link.ask_key(placed_key(key), question, ANSWER_WITHIN)
+        except NoRoute:
+            found = {} if mine is None else {self._link.me: mine}
+            for holder, answer in await self._link.gather(pinned_key(key), question):
+                if isinstance(answer, Here):
+                    found[holder] = answer
+            return self._one(key, found)
+        if not isinstance(here, Here):
+            raise Unavailable(f"who holds {key} answers something else") from None
+        return holder, here
+
+    def _one(self, key: Key, found: dict[Address, Here]) -> tuple[Address, Here]:
+        if len(found) > 1:
+            candidates = ", ".join(sorted(f"{here.branch}/{key}" for here in found.values()))
+            raise Conflict(f"{key} is on {len(found)} branches", f"say which: {candidates}")
+        for address, here in found.items():
+            return address, here
+        if missing := self._missing():
+            raise Unavailable(f"no connected branch has {key}; not connected: {', '.join(sorted(missing))}")
+        raise NotFound(f"no branch has {key}", f"branchctl ps '{key.app}:*' lists its instances")
+
+
+def _report(life: asyncio.Task[None]) -> None:
+    if not life.cancelled() and (error := life.exception()) is not None:
+        log.critical("names are not bound any more", error=f"{type(error).__name__}: {error}")
+
+
+def _holding(here: Here, at: Address) -> Holding:
+    return Holding(here.accepted_at, here.request, at.id)

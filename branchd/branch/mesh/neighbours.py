@@ -1,0 +1,46 @@
+"""What the API asks of the neighbourhood; mesh.py is it."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from branchd.branch.mesh.carrying import Carrier
+from branchd.branch.mesh.placing import Made
+from branchd.core.access import Principal
+from branchd.core.errors import BranchdError
+from branchd.core.peers import Address, Announcement
+
+
+class Neighbours(Protocol):
+    @property
+    def carrier(self) -> Carrier: ...
+
+    def others(self) -> Sequence[Announcement]:
+        """The other branches that belong to the neighbourhood, and what they said of themselves last.
+
+        Their `state` is what is believed of them here: those that are found silent are among them, those that are
+        closed are not.
+        """
+
+    def find(self, branch: str) -> Address | None:
+        """One of others(), by its name or id, silent or not; Conflict where several have the name."""
+
+    async def locate(self, app: str, name: str) -> Address:
+        """The owner of an instance that this branch does not have.
+
+        NotFound only when that is sure; Unavailable, which names the branches that are missing; Conflict with the
+        candidates where it is pinned to several.
+        """
+
+    async def create(
+        self, principal: Principal, app: str, body: Any, keys: Sequence[str | None]
+    ) -> Sequence[Made | BranchdError]:
+        """A placed instance for each Idempotency-Key, None being one of its own; on whichever branch, this one too.
+
+        The body: a spec, with "name" or without. Invalid and NotFound (the app) are raised; what else becomes of each
+        is returned: Conflict, NoCapacity, Unavailable, OutcomeUnknown.
+        """
+
+
+def name_of(neighbours: Neighbours, branch: str) -> str:
+    """The name of the branch with that id; the id where it is not known any more."""
+    return next((other.name for other in neighbours.others() if other.id == branch), branch)

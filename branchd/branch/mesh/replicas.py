@@ -1,0 +1,121 @@
+"""Replicas: an app that says `replicas: 3` has NAME-0, NAME-1 and NAME-2 somewhere in the neighbourhood.
+
+One branch looks after each app, chosen by all alike without a word (core/replicas.py). What has been missing for the
+app's `absence` is created again, at least once: where the lost one comes back, one of the two stops (names.py). What is
+too many each branch stops by itself, and only what was made here: an instance that a person named so stays.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any
+
+import structlog
+
+from branchd.branch.fleet import Fleet
+from branchd.core.errors import BranchdError
+from branchd.core.replicas import LOOK_EVERY, controller, missing, replica
+
+log = structlog.get_logger(__name__)
+
+#: what the ids of requests begin with that were made here
+MARK = "replica-"
+
+#: who asked, where nobody did
+PRINCIPAL = "replicas"
+
+
+def request() -> str:
+    return MARK + secrets.token_hex(16)
+
+
+class Replicas:
+    def __init__(
+        self,
+        fleet: Fleet,
+        me: str,
+        branches: Callable[[], Collection[str]],
+        doubt: Callable[[], str],
+        held: Callable[[str, str], Awaitable[bool]],
+        create: Callable[[str, str], Awaitable[object]],
+        happened: Callable[[str, str | None, str | None, Mapping[str, Any]], None],
+    ) -> None:
+        """`branches`: ids of those that are up, this one too. `doubt`: why absence says nothing now; empty when it does.
+
+        `held`: whether any branch has that instance; Unavailable. `create`: places it.
+        """
+        self._fleet = fleet
+        self._me = me
+        self._branches = branches
+        self._doubt = doubt
+        self._held = held
+        self._create = create
+        self._happened = happened
+        self._since: dict[str, Mapping[str, float]] = {}  #: by app, since when which replica is missing
+        self._counts: dict[str, int] = {}  #: as they were when this branch last looked
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        self._counts = {app: count for app, (count, _) in self._apps().items()}
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def changed(self, app: str) -> None:
+        """The app's definition was written at this branch: replicas that are newly wanted are not waited for."""
+        count, _ = self._apps().get(app, (0, None))
+        before, self._counts[app] = self._counts.get(app, 0), count
+        for index in range(before, count):
+            await self._make(app, replica(app, index))
+        await self._retire(app, count)
+
+    async def look(self) -> None:
+        """Once at every app."""
+        apps = self._apps()
+        self._since = {app: since for app, since in self._since.items() if app in apps}
+        self._counts = {app: count for app, (count, _) in apps.items()}
+        for app, (count, absence) in apps.items():
+            await self._retire(app, count)
+            if controller(app, self._branches()) != self._me or self._doubt():
+                self._since.pop(app, None)
+            elif absence is not None:
+                await self._bring_back(app, count, absence)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            try:
+                await self.look()
+            except BranchdError as error:
+                log.warning("replicas not looked at", reason=error.detail)
+
+    def _apps(self) -> dict[str, tuple[int, float | None]]:
+        """How many of each app, and after how long a missing one is made again; None: never."""
+        return self._fleet.definitions.replicated()
+
+    async def _bring_back(self, app: str, count: int, absence: float) -> None:
+        wanted = [replica(app, index) for index in range(count)]
+        present = [name for name in wanted if await self._held(app, name)]
+        now = self._fleet.world.clock()
+        self._since[app] = missing(self._since.get(app, {}), wanted, present, now)
+        for name, since in self._since[app].items():
+            if now - since >= absence and not self._doubt():
+                await self._make(app, name)
+
+    async def _make(self, app: str, name: str) -> None:
+        try:
+            await self._create(app, name)
+        except BranchdError as error:
+            self._happened("replica.failed", app, name, {"reason": error.detail})
+
+    async def _retire(self, app: str, count: int) -> None:
+        names = {replica(app, index) for index in range(count)}
+        for supervisor in self._fleet.of(app):
+            record = supervisor.record
+            made_here = record.placed is not None and record.placed.request.startswith(MARK)
+            if made_here and not record.deleting and record.key.name not in names:
+                async with self._fleet.lock(app):
+                    await self._fleet.begin_delete(supervisor)

@@ -1,0 +1,105 @@
+"""The two branches that this one watches: they are pinged, and accused where they are missing.
+
+When to ping and what is missing is decided in core/ring.py. What becomes of an accusation is presence.py's.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from branchd.branch.mesh.link import Link
+from branchd.core.errors import NoRoute, Unavailable
+from branchd.core.peers import BranchState, Down
+from branchd.core.ring import RETRY, TRIES, Ring, Watch
+from branchd.core.roster import Roster
+from branchd.wire.mesh import Ping
+
+#: seconds within which a ping to this branch itself must come back before it accuses another
+MYSELF_WITHIN = 0.5
+
+
+class Watching:
+    """turn() is to be called at `wake`, and may be at any time."""
+
+    def __init__(
+        self,
+        link: Link,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+        roster: Callable[[], Roster],
+        doubt: Callable[[], str],
+        found: Callable[[Down], None],
+    ) -> None:
+        """`doubt`: why nothing is concluded from absence, or "". `found`: told of each that ended."""
+        self._link = link
+        self._roster = roster
+        self._doubt = doubt
+        self._found = found
+        self._watch = Watch(clock(), chance())
+        self._watched: tuple[str, ...] | None = None
+        self._accused: set[str] = set()  #: while this branch makes sure of itself
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def wake(self) -> float:
+        return self._watch.wake
+
+    def moved(self) -> None:
+        """Somebody came or went."""
+        self._watched = None
+
+    def heard(self, id: str) -> None:
+        """From itself: it is there, whatever its earlier life left unanswered."""
+        self._watch.pong(id)
+        self._accused.discard(id)
+
+    def turn(self, now: float) -> None:
+        if now < self.wake:
+            return
+        if self._watched is None:
+            self._watched = Ring.of(self._roster()).watched_by(self._link.me.id)
+        turn = self._watch.tick(now, self._watched)
+        for id in turn.pings:
+            self._begin(self._ping(id))
+        for id in turn.missing:
+            self._begin(self._accuse(id, BranchState.SILENT))
+
+    async def end(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _ping(self, id: str) -> None:
+        member = self._roster().get(id)
+        if member is None:
+            return
+        try:
+            # It waits until an accusation is decided: a late pong is a pong.
+            await self._link.ask(member.peer, Ping(), TRIES * RETRY + MYSELF_WITHIN)
+        except NoRoute:
+            await self._accuse(id, BranchState.CLOSED)
+        except Unavailable:
+            pass
+        else:
+            self.heard(id)
+
+    async def _accuse(self, id: str, state: BranchState) -> None:
+        """If this branch itself is heard: else it is this one that is cut off, or that did not read its pongs yet."""
+        member = self._roster().get(id)
+        if member is None or not (member.live or state is BranchState.CLOSED) or self._doubt():
+            return
+        self._accused.add(id)
+        try:
+            await self._link.ask(self._link.me, Ping(), MYSELF_WITHIN)
+        except (NoRoute, Unavailable):
+            return
+        again = self._roster().get(id)
+        if id in self._accused and again is not None and again.peer == member.peer and not self._doubt():
+            self._found(Down(id, member.announcement.incarnation, state))
+        self._accused.discard(id)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

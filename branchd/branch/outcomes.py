@@ -1,0 +1,66 @@
+"""What became of the requests to create: in memory, for whoever asks again. Each is committed with what it tells of."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from branchd.branch.records import OutcomeRecord
+from branchd.core.access import Principal
+from branchd.core.values import Key
+from branchd.wire import json
+
+#: seconds that an outcome is known after its instance is gone, and a cancelled one after it was
+KEPT = 48 * 3600.0
+
+
+class Outcomes:
+    def __init__(self, outcomes: Iterable[OutcomeRecord]) -> None:
+        self._outcomes: dict[str, OutcomeRecord] = {}
+        self._made: dict[Key, str] = {}  #: the request of each instance that exists
+        for outcome in outcomes:
+            self.add(outcome)
+
+    def get(self, request: str) -> OutcomeRecord | None:
+        return self._outcomes.get(request)
+
+    def add(self, outcome: OutcomeRecord) -> None:
+        """Once it is committed; in the place of an earlier one of the same request."""
+        self.remove(outcome.request)
+        self._outcomes[outcome.request] = outcome
+        if outcome.instance is not None and not outcome.ended:
+            self._made[Key(outcome.app, outcome.instance)] = outcome.request
+
+    def remove(self, request: str) -> None:
+        """Once that is committed."""
+        outcome = self._outcomes.pop(request, None)
+        if outcome is not None and outcome.instance is not None and not outcome.ended:
+            del self._made[Key(outcome.app, outcome.instance)]
+
+    def ended(self, key: Key, at: float) -> OutcomeRecord | None:
+        """What is to be committed when the instance is removed, and added then; None where no request made it."""
+        request = self._made.get(key)
+        return None if request is None else replace(self._outcomes[request], at=at, ended=True)
+
+    def expire(self, before: float) -> None:
+        """As the change Expire does in the store."""
+        self._outcomes = {
+            request: outcome
+            for request, outcome in self._outcomes.items()
+            if outcome.at >= before or not (outcome.ended or outcome.instance is None)
+        }
+
+
+def request_id(principal: Principal, idempotency_key: str) -> str:
+    """The same for the same key of the same principal, at whichever branch it comes in."""
+    return hashlib.sha256(f"{principal.name}\0{idempotency_key}".encode()).hexdigest()
+
+
+def request_digest(app: str, body: Any) -> str:
+    """Of what was asked for."""
+    return hashlib.sha256(json.dumps([app, body])).hexdigest()
+
+
+def derived_name(app: str, request: str) -> str:
+    """Of an instance that was given none: no two requests come to the same one."""
+    return f"{app[:50]}-{hashlib.sha256(request.encode()).hexdigest()[:12]}"

@@ -1,0 +1,66 @@
+"""What a branch needs to join its neighbourhood, put together from the configuration: broker, seal, keys."""
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from socket import socket
+
+import structlog
+
+from branchd.adapters.bus import open_bus
+from branchd.adapters.keys import LOOK_EVERY, KeyFile
+from branchd.branch.mesh.mesh import Membership
+from branchd.cli.config import Mesh
+from branchd.cli.loopback import Loopback
+from branchd.core.access import Principal
+from branchd.core.brokers import user_and_vhost
+from branchd.core.errors import Fatal
+from branchd.core.peers import Address
+from branchd.wire.sealing import KeyRing, NeighbourhoodSeal
+
+log = structlog.get_logger("branchd")
+
+
+def membership(
+    mesh: Mesh, branch_id: str, connect: Callable[[Principal], Awaitable[socket]]
+) -> tuple[Membership | None, "Keys | None"]:
+    """None for a branch that has no broker. `connect`: as api.server.Server has it. Fatal."""
+    if mesh.broker is None or mesh.key_file is None:
+        return None, None
+    keys = Keys(mesh.key_file)
+    me = Address(branch_id, os.urandom(16).hex())
+    seal = NeighbourhoodSeal(keys.first(), mesh.neighbourhood, me, time.time)
+    keys.seal = seal
+    user, vhost = user_and_vhost(mesh.broker) or ("", "")
+    bus = open_bus(mesh.broker, mesh.neighbourhood, branch_id)
+    return Membership(bus, seal, me, Loopback(connect), user, vhost), keys
+
+
+class Keys:
+    """The neighbourhood's keys as their file says; a running daemon takes up its changes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = KeyFile(path)
+        self.seal: NeighbourhoodSeal | None = None
+
+    def first(self) -> KeyRing:
+        """Fatal."""
+        ring = self._file.changed()
+        if ring is None:
+            raise Fatal(f"the key file {self._path} cannot be read")
+        return ring
+
+    def watch(self) -> None:
+        """From now on, while the loop runs."""
+        try:
+            ring = self._file.changed()
+        except Fatal as error:
+            log.error("key file not taken up", reason=error.detail, cure=error.hint)
+        else:
+            if ring is not None and self.seal is not None:
+                self.seal.use(ring)
+                log.info("keys taken up", ids=[key.id for key in ring.keys])
+        asyncio.get_running_loop().call_later(LOOK_EVERY, self.watch)

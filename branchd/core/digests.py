@@ -1,0 +1,48 @@
+"""Two maps compared without sending either: the keys fall into buckets, and each bucket has a digest.
+
+A bucket's digest is the exclusive or of its entries' hashes: no order matters, and an entry is put in or taken out
+without a look at the others. Which maps there are is not said here.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: all 256 digests are 5 kB in a message; of 10,000 branches about 40 share a bucket
+BUCKETS = 256
+
+#: what stands for the digest of a bucket that is not asked about
+SKIP = ""
+
+
+def point(text: str) -> int:
+    """A place on a circle of 64 bits, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def bucket(key: str) -> int:
+    return point(key) % BUCKETS
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    values: tuple[int, ...] = (0,) * BUCKETS
+
+    def replace(self, key: str, before: str | None, after: str | None) -> "Digests":
+        """With the entry of that key as `after` instead of `before`; None: no entry. Both say all that matters."""
+        changed = list(self.values)
+        changed[bucket(key)] ^= _hash(key, before) ^ _hash(key, after)
+        return Digests(tuple(changed))
+
+    def texts(self) -> tuple[str, ...]:
+        """Hexadecimal, in the order of the buckets."""
+        return tuple(f"{value:x}" for value in self.values)
+
+
+def differing(mine: Sequence[str], theirs: Sequence[str]) -> tuple[int, ...]:
+    """The buckets that differ, by the digests that texts() gave here and elsewhere, but for what they SKIP."""
+    return tuple(at for at, (own, text) in enumerate(zip(mine, theirs, strict=False)) if text not in (SKIP, own))
+
+
+def _hash(key: str, value: str | None) -> int:
+    return 0 if value is None else point(f"{key}\0{value}")

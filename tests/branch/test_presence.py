@@ -1,0 +1,448 @@
+"""Branches that find, watch, lose and believe each other, over a broker in memory and in virtual time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+import pytest
+
+from branchd.branch.mesh import gossip as gossip_module
+from branchd.branch.mesh.gossip import Gossip
+from branchd.branch.mesh.link import Link
+from branchd.branch.mesh.presence import Presence, Self
+from branchd.core.digests import Digests, bucket
+from branchd.core.errors import Conflict, StorageFailed
+from branchd.core.peers import Address, BranchState, Down
+from branchd.core.presence import DOUBTED_FOR, SETTLED_AFTER
+from branchd.core.stamps import Entry, EntryKind, Stamp
+from branchd.wire.mesh import LONGEST_MESSAGE, Announce, Compare, Differences, Gone, Wrote
+from tests.fakes.bus import MemoryBroker
+from tests.fakes.seal import ClearSeal
+from tests.simulation.loop import WallClock, simulate
+
+SELF = Self("", BranchState.UP, 4, 0, "1", {}, None)
+
+
+class Definitions:
+    """The shared definitions of one branch, in memory."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Entry] = {}
+        self._digests = Digests()
+
+    def write(self, entry: Entry) -> None:
+        before = self.known.get(entry.app)
+        if before is None or before.stamp < entry.stamp:
+            self._digests = self._digests.replace(entry.app, before and str(before.stamp), str(entry.stamp))
+            self.known[entry.app] = entry
+
+    def digests(self) -> tuple[str, ...]:
+        return self._digests.texts()
+
+    def entries(self, buckets: Iterable[int]) -> list[Entry]:
+        return [entry for app, entry in self.known.items() if bucket(app) in set(buckets)]
+
+    async def merge(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self.write(entry)
+
+
+@dataclass
+class Branch:
+    bus: Any
+    link: Link
+    presence: Presence
+    gossip: Gossip
+    definitions: Definitions
+    wall: WallClock
+    remembered: list[int]
+    events: list[tuple[str, Mapping[str, Any]]]
+    says: list[Self]
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.events]
+
+    def names(self) -> set[str]:
+        return {member.name for member in self.presence.others()}
+
+    async def end(self) -> None:
+        await self.gossip.end()
+        await self.presence.end()
+        await self.link.close()
+
+    async def die(self, *, power: bool = False) -> None:
+        self.bus.crash(power=power)
+        await self.gossip.end()
+        await self.presence.end()
+        await self.link.close()
+
+
+@dataclass
+class Neighbourhood:
+    broker: MemoryBroker = field(default_factory=MemoryBroker)
+    chance: Random = field(default_factory=lambda: Random(1))
+
+    async def branch(
+        self,
+        name: str,
+        *,
+        id: str = "",
+        boot: str = "boot",
+        incarnation: int = 0,
+        store: Any = None,
+        offset: float = 0.0,
+    ) -> Branch:
+        me = Address(id or f"id-{name}", boot)
+        bus = self.broker.bus(me.id)
+        link = Link(bus, ClearSeal(me), me)
+        remembered: list[int] = []
+        events: list[tuple[str, Mapping[str, Any]]] = []
+        wall, says = WallClock(offset), [replace(SELF, name=name)]
+
+        async def remember(number: int) -> None:
+            remembered.append(number)
+
+        presence = Presence(
+            link,
+            asyncio.get_running_loop().time,
+            wall,
+            self.chance.random,
+            lambda: says[-1],
+            incarnation,
+            store or remember,
+            lambda kind, data: events.append((kind, data)),
+        )
+        definitions = Definitions()
+        gossip = Gossip(link, presence, definitions, self.chance.random)
+        link.hear(Wrote, lambda _, wrote: [definitions.write(entry) for entry in wrote.entries])
+        await link.open()
+        presence.begin(gossip.exchange)
+        gossip.begin()
+        return Branch(bus, link, presence, gossip, definitions, wall, remembered, events, says)
+
+    async def branches(self, count: int) -> list[Branch]:
+        made = [await self.branch(f"b{number}") for number in range(count)]
+        await until(lambda: all(len(one.presence.others()) == count - 1 for one in made))
+        return made
+
+
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> float:
+    """Seconds of virtual time that it took."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while not condition():
+        assert loop.time() < began + seconds, f"not within {seconds} s"
+        await asyncio.sleep(0.01)
+    return loop.time() - began
+
+
+def tapped(broker: MemoryBroker, branch: str = "") -> list[str]:
+    """The kinds of all messages that are delivered to that branch, or to any."""
+    kinds: list[str] = []
+
+    def listen(to: str, _: str, body: bytes) -> None:
+        if branch in ("", to):
+            kinds.append(body.partition(b'"kind":"')[2].partition(b'"')[0].decode())
+
+    broker.listeners.append(listen)
+    return kinds
+
+
+@simulate
+async def test_branches_that_begin_at_once_know_each_other():
+    branches = await Neighbourhood().branches(5)
+    assert all(one.presence.roster.digests == branches[0].presence.roster.digests for one in branches)
+    assert all(one.presence.joined and not one.presence.absence_doubted for one in branches)
+
+
+@simulate
+async def test_a_joiner_learns_all_from_one_peer_and_disturbs_few():
+    neighbourhood = Neighbourhood()
+    branches = await neighbourhood.branches(20)
+    branches[3].definitions.write(entry("shop", 1))
+    await until(lambda: all("shop" in one.definitions.known for one in branches), 200)
+    kinds = tapped(neighbourhood.broker)
+    joiner = await neighbourhood.branch("late")
+    await until(lambda: joiner.presence.joined)
+    assert len(joiner.names()) == 20
+    assert "shop" in joiner.definitions.known
+    assert "branch.joined" not in joiner.kinds()  # they were there before
+    assert kinds.count("Announce") == 0
+    await until(lambda: all("late" in one.names() for one in branches))
+    assert all(one.events[-1] == ("branch.joined", {"branch": "late", "id": "id-late"}) for one in branches)
+
+
+@simulate
+async def test_the_incarnation_is_above_what_was_stored_and_what_others_know_and_on_disk_before_it_is_told():
+    neighbourhood = Neighbourhood()
+    (witness,) = await neighbourhood.branches(1)
+    first = await neighbourhood.branch("a", incarnation=6)
+    await until(lambda: "a" in witness.names())
+    assert first.remembered == [7]
+    await first.die()
+    await until(lambda: "a" not in witness.names())
+    restored = await neighbourhood.branch("a", boot="other", incarnation=2)
+    await until(lambda: "a" in witness.names())
+    assert restored.remembered == [8]
+
+    async def full(_: int) -> None:
+        raise StorageFailed("no space left")
+
+    broken = await neighbourhood.branch("broken", store=full)
+    await asyncio.sleep(60)
+    assert not broken.presence.joined
+    assert "broken" not in witness.names()
+
+
+@simulate
+async def test_who_ends_is_gone_at_once_and_operators_are_told():
+    branches = await Neighbourhood().branches(4)
+    await branches[0].end()
+    assert await until(lambda: not any("b0" in one.names() for one in branches[1:])) < 0.1
+    assert all(one.kinds()[-1] == "branch.left" for one in branches[1:])
+
+
+@simulate
+async def test_a_crashed_branch_is_closed_within_five_seconds_and_one_without_power_silent_within_eleven():
+    branches = await Neighbourhood().branches(8)
+    await branches[0].die()
+    assert await until(lambda: not any("b0" in one.names() for one in branches[1:])) <= 5
+    assert branches[1].presence.roster.get("id-b0").state is BranchState.CLOSED
+    await branches[1].die(power=True)
+    assert await until(lambda: not any("b1" in one.names() for one in branches[2:])) <= 11
+    assert {member.name for member in branches[2].presence.silent()} == {"b1"}
+    assert branches[2].presence.find("b1").state is BranchState.SILENT
+    assert branches[2].kinds()[-2:] == ["branch.left", "branch.silent"]
+    # The broker misses its heartbeats, and then it is closed for good.
+    await until(lambda: branches[2].presence.find("b1") is None)
+    assert branches[2].kinds()[-1] == "branch.left"
+
+
+@simulate
+async def test_the_background_is_at_most_two_deliveries_a_second():
+    neighbourhood = Neighbourhood()
+    await neighbourhood.branches(12)
+    kinds = tapped(neighbourhood.broker, "id-b3")
+    await asyncio.sleep(600)
+    assert 0 < len(kinds) / 600 <= 2
+
+
+@simulate
+async def test_the_falsely_accused_refutes():
+    branches = await Neighbourhood().branches(4)
+    accused, accuser = branches[:2]
+    accuser.link.broadcast(Gone((Down("id-b0", accused.presence.incarnation, BranchState.SILENT),)))
+    await until(lambda: "branch.silent" in branches[2].kinds())
+    await until(lambda: all("b0" in one.names() for one in branches[1:]))
+    assert accused.remembered == [1, 2]
+    assert branches[2].kinds()[-1] == "branch.returned"
+    accuser.link.broadcast(Gone((Down("id-b0", 1, BranchState.CLOSED),)))
+    await asyncio.sleep(20)
+    assert accused.remembered == [1, 2]
+    assert "b0" in branches[2].names()
+
+
+@simulate
+async def test_a_branch_that_did_not_hear_that_it_was_accused_returns_by_the_digests():
+    branches = await Neighbourhood().branches(4)
+    for other in branches[1:]:
+        other.presence.believe([Down("id-b0", 1, BranchState.SILENT)])
+    await until(lambda: all("b0" in one.names() for one in branches[1:]), 120)
+
+
+@simulate
+async def test_a_branch_that_is_cut_off_accuses_nobody_and_concludes_nothing_when_it_returns():
+    neighbourhood = Neighbourhood()
+    branches = await neighbourhood.branches(4)
+    neighbourhood.broker.partition("id-b0")
+    await until(lambda: not any("b0" in one.names() for one in branches[1:]))
+    await until(lambda: not branches[0].link.connected)
+    assert branches[0].presence.absence_doubted
+    assert len(branches[0].names()) == 3
+    neighbourhood.broker.heal()
+    await until(lambda: all("b0" in one.names() for one in branches[1:]))
+    assert "lost its connection" in branches[0].presence.absence_doubted
+    assert branches[1].presence.absence_doubted == ""
+    await until(lambda: not branches[0].presence.absence_doubted, SETTLED_AFTER + 1)
+    await until(lambda: branches[0].kinds()[-2:] == ["mesh.doubt", "mesh.certain"])
+
+
+@simulate
+async def test_after_a_restart_of_the_broker_nobody_is_accused():
+    neighbourhood = Neighbourhood(MemoryBroker(retry=10.0))
+    branches = await neighbourhood.branches(10)
+    kinds = tapped(neighbourhood.broker)
+    neighbourhood.broker.stop()
+    await asyncio.sleep(20)
+    neighbourhood.broker.start()
+    await until(lambda: all(one.link.connected for one in branches))
+    await asyncio.sleep(120)
+    assert "Gone" not in kinds
+    assert all(len(one.presence.others()) == 9 for one in branches)
+    assert all(one.remembered == [1] for one in branches)
+
+
+@simulate
+async def test_mass_disappearance_concludes_nothing_until_they_return_or_time_passes_or_an_operator_confirms():
+    neighbourhood = Neighbourhood()
+    branches = await neighbourhood.branches(12)
+    rest, lost = branches[:4], branches[4:]
+    neighbourhood.broker.partition(*(one.link.me.id for one in lost), at_once=True)
+    await until(lambda: all("vanished" in one.presence.absence_doubted for one in rest))
+    assert all("mesh.doubt" in one.kinds() for one in rest)
+    left = len(rest[0].names())
+    assert left > 3
+    await asyncio.sleep(60)
+    assert len(rest[0].names()) == left  # nobody is accused meanwhile
+    rest[0].presence.confirm()
+    assert rest[0].presence.absence_doubted == ""
+    neighbourhood.broker.heal()
+    await until(lambda: all(len(one.presence.others()) == 11 for one in branches))
+    await until(lambda: all(one.presence.absence_doubted == "" for one in rest))
+    assert "mesh.certain" in rest[1].kinds()
+
+    neighbourhood.broker.partition(*(one.link.me.id for one in lost), at_once=True)
+    await until(lambda: all("vanished" in one.presence.absence_doubted for one in rest), 120)
+    await until(lambda: rest[0].presence.absence_doubted == "", DOUBTED_FOR + 1)
+
+
+@simulate
+async def test_what_was_written_while_cut_off_is_known_everywhere_soon_after_the_return():
+    neighbourhood = Neighbourhood()
+    branches = await neighbourhood.branches(6)
+    neighbourhood.broker.partition("id-b0", at_once=True)
+    branches[0].definitions.write(entry("shop", 1))
+    branches[1].definitions.write(entry("crawl", 1))
+    await until(lambda: all("crawl" in one.definitions.known for one in branches[1:]), 120)
+    neighbourhood.broker.heal()
+    await until(lambda: branches[0].link.connected)
+    await until(lambda: all(len(one.definitions.known) == 2 for one in branches), 1)
+
+
+@simulate
+async def test_a_large_difference_comes_in_portions(monkeypatch):
+    neighbourhood = Neighbourhood()
+    longest = []
+    neighbourhood.broker.listeners.append(lambda _, __, body: longest.append(len(body)))
+    (first,) = await neighbourhood.branches(1)
+    for number in range(9000):
+        first.definitions.write(entry(f"app-{number}", 1, None))
+    crowded = [app for number in range(99999) if bucket(app := f"fat-{number}") == 7]
+    for app in crowded[:100]:
+        first.definitions.write(entry(app, 1, {"command": "x" * 4000}))  # one bucket that is too large alone
+    joiner = await neighbourhood.branch("late")
+    await until(lambda: len(joiner.definitions.known) == 9100, 300)
+    assert gossip_module.PORTION / 2 < max(longest) < 2 * gossip_module.PORTION < LONGEST_MESSAGE
+
+    joiner.definitions.known.clear()
+    empty = await neighbourhood.branch("empty")
+    await until(lambda: empty.presence.joined)
+    for number in range(3000):
+        empty.definitions.write(entry(f"more-{number}", 1, None))
+    await empty.gossip.exchange(first.link.me, False)
+    await until(lambda: "more-2999" in first.definitions.known)
+    assert max(longest) < 2 * gossip_module.PORTION
+
+
+@simulate
+async def test_a_material_change_is_told_early_and_a_small_one_is_not():
+    neighbourhood = Neighbourhood()
+    branches = await neighbourhood.branches(10)
+    await asyncio.sleep(30)
+    kinds = tapped(neighbourhood.broker, "id-b1")
+    branches[0].says.append(replace(branches[0].says[-1], state=BranchState.DRAINING, reserved=4))
+    branches[0].presence.changed()
+    seconds = await until(lambda: branches[1].presence.find("b0").state is BranchState.DRAINING)
+    assert seconds < 20 / 4 + 0.1
+    assert branches[1].presence.find("b0").announcement.reserved == 4
+    assert kinds.count("Announce") <= 5
+
+
+@simulate
+async def test_a_second_branch_with_one_id_is_told():
+    neighbourhood = Neighbourhood(MemoryBroker(definite=False))
+    first = await neighbourhood.branch("a")
+    await until(lambda: first.presence.joined)
+    await neighbourhood.branch("a", boot="copy")
+    await until(lambda: first.presence.twin is not None)
+    assert first.presence.twin.boot == "copy"
+    assert first.kinds().count("branch.twin") == 1
+
+
+@simulate
+async def test_two_branches_with_one_name_are_told_and_found_by_their_ids_only():
+    neighbourhood = Neighbourhood()
+    (first,) = await neighbourhood.branches(1)
+    await neighbourhood.branch("web", id="one")
+    await neighbourhood.branch("web", id="two")
+    await until(lambda: first.presence.namesakes)
+    assert first.presence.namesakes == {"web": ("one", "two")}
+    assert first.kinds().count("branch.namesakes") == 1
+    with pytest.raises(Conflict, match="one, two"):
+        first.presence.find("web")
+    assert first.presence.find("two").id == "two"
+    assert first.presence.find("nobody") is None
+
+
+@simulate
+async def test_where_the_bus_is_not_definite_the_dead_are_silent():
+    neighbourhood = Neighbourhood(MemoryBroker(definite=False))
+    branches = await neighbourhood.branches(3)
+    await branches[0].die()
+    assert await until(lambda: not any("b0" in one.names() for one in branches[1:])) <= 11
+    assert {member.name for member in branches[1].presence.silent()} == {"b0"}
+
+
+@simulate
+async def test_a_clock_that_is_off_is_seen_by_its_owner():
+    neighbourhood = Neighbourhood()
+    branches = await neighbourhood.branches(5)
+    wrong = await neighbourhood.branch("wrong", offset=600.0)
+    await until(lambda: wrong.presence.offset > 590, 120)
+    assert all(abs(one.presence.offset) < 1 for one in branches)
+    wrong.wall.offset = 0.0
+    assert abs(wrong.presence.offset) < 1
+    branches[0].wall.offset = -3600.0
+    assert branches[0].presence.offset < -3590
+
+
+@simulate
+async def test_nobody_announces_for_another():
+    branches = await Neighbourhood().branches(3)
+    forged = replace(branches[0].presence.roster.get("id-b1").announcement, sequence=999, reserved=4)
+    branches[0].link.broadcast(Announce(forged))
+    await until(lambda: branches[2].link.dropped["impostor"])
+    assert branches[2].presence.find("b1").announcement.reserved == 0
+
+
+@simulate
+async def test_a_peer_that_always_answers_the_same_is_not_asked_for_ever():
+    first, second = await Neighbourhood().branches(2)
+    asked = []
+
+    async def nonsense(_: Address, __: Compare) -> Differences:
+        asked.append(1)
+        return Differences((), (Down("stranger", 3, BranchState.CLOSED),), (), (7, 7, -1, 999), (5,))
+
+    second.link.serve(Compare, nonsense)
+    await first.gossip.exchange(second.link.me, False)
+    assert len(asked) == 2
+    assert "stranger" in first.presence.roster.ended
+
+
+@simulate
+async def test_with_a_percent_of_loss_all_know_each_other_in_the_end():
+    neighbourhood = Neighbourhood(MemoryBroker(3))
+    neighbourhood.broker.faults.loss = 0.01
+    neighbourhood.broker.faults.duplication = 0.05
+    neighbourhood.broker.faults.reordering = 0.05
+    branches = await neighbourhood.branches(10)
+    await branches[0].die()
+    await until(lambda: not any("b0" in one.names() for one in branches[1:]), 60)
+    await until(lambda: len({one.presence.roster.digests for one in branches[1:]}) == 1, 600)
+
+
+def entry(app: str, time: int, value: Mapping[str, Any] | None = None) -> Entry:
+    return Entry(EntryKind.APP, app, "", Stamp(time, "id-b0"), value)

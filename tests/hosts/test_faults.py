@@ -1,0 +1,172 @@
+"""What fails one at a time on real hosts: a link, a daemon, the broker. No worker minds, and all agree afterwards."""
+
+import asyncio
+
+import pytest
+
+from branchd.client import ApiProblem
+from tests.hosts.conftest import Maker
+from tests.hosts.neighbourhood import APP, HostBranch, Measured, Neighbourhood, timed
+from tests.waiting import until
+
+SLOTS = {"left": 8, "middle": 8, "right": 8}
+
+#: seconds within which the others see it, by the design, when one branch closed, and when one does not answer
+CLOSED, SILENT = 5, 11
+
+
+async def with_workers(neighbourhood: Maker) -> Neighbourhood:
+    """Three of them on each host, a name given or not."""
+    hosts = await neighbourhood(SLOTS).start()
+    await hosts.put_app(hosts["left"])
+    for number in range(9):
+        await hosts.create(hosts["left"], f"w-{number}" if number % 2 else None)
+    assert [len(hosts.on(branch)) for branch in hosts.branches.values()] == [3, 3, 3]
+    await hosts.check()
+    return hosts
+
+
+async def all_see(hosts: Neighbourhood, other: str, state: str | None, goal: float, measured: Measured) -> None:
+    """Each of the others sees that branch so; None: it is in their rosters no more."""
+
+    async def sees(branch: HostBranch) -> None:
+        async def seen() -> bool:
+            return (await branch.roster()).get(other) == state
+
+        await timed(f"{branch.name} sees {other} {state or 'gone'}", goal, seen, measured)
+
+    await asyncio.gather(*(sees(branch) for branch in hosts.branches.values() if branch.name != other and branch.runs))
+
+
+async def test_workers_of_a_host_that_is_cut_off_go_on_and_all_agree_when_it_is_back(
+    neighbourhood: Maker, measured: Measured
+) -> None:
+    hosts = await with_workers(neighbourhood)
+    left, right = hosts["left"], hosts["right"]
+    hosts.network.cut(right.host)
+    await all_see(hosts, "right", "silent", SILENT, measured)
+    for name in ("left", "middle"):
+        listed = await hosts[name].client.instances()
+        assert (listed["partial"], listed["unreachable"]) == (True, ["right"])
+        assert {item["name"] for item in listed["items"]} == {*hosts.on(left), *hosts.on(hosts["middle"])}
+    with pytest.raises(ApiProblem) as unsure:
+        await left.client.instance(APP, hosts.on(right)[0])
+    assert unsure.value.status in {503, 504}, "it may still be there"
+    assert "right" in unsure.value.detail
+
+    # The one that is cut off answers for what it has.
+    listed = await right.client.instances()
+    assert (listed["partial"], sorted(listed["unreachable"])) == (True, ["left", "middle"])
+    assert {item["name"] for item in listed["items"]} == set(hosts.on(right))
+    assert (await right.client.instance(APP, hosts.on(right)[0]))["status"]["state"] == "RUNNING"
+
+    # Both sides are written to; the later one of the two is the one that stays.
+    await hosts.define(right, "both", labels={"side": "right"})
+    await hosts.define(right, "right")
+    await hosts.define(left, "left")
+    await hosts.define(left, "both", labels={"side": "left"})
+    made = await hosts.create(left)
+    assert made["branch"] != "right"
+    assert not (wrong := hosts.processes()), wrong
+    hosts.network.heal(right.host)
+    await hosts.check()
+    await hosts.delete(right, made["name"])
+    await hosts.check()
+
+
+async def test_a_host_whose_connections_break_is_back_at_once(neighbourhood: Maker) -> None:
+    hosts = await with_workers(neighbourhood)
+    for _ in range(3):
+        hosts.network.reset(hosts["middle"].host)
+        await hosts.check()
+    assert (await hosts.create(hosts["middle"]))["name"]
+    await hosts.check()
+
+
+async def test_a_lossy_link_loses_nothing(neighbourhood: Maker) -> None:
+    hosts = await with_workers(neighbourhood)
+    async with hosts.network.lossy(hosts["middle"].host):
+        for number in range(6):
+            made = await hosts.create(hosts["middle"], None if number % 2 else f"more-{number}")
+            await hosts.delete(hosts["left"], made["name"])
+    await hosts.check()
+
+
+async def test_a_daemon_that_is_killed_is_gone_and_finds_its_workers_and_their_names_again(
+    neighbourhood: Maker, measured: Measured
+) -> None:
+    hosts = await with_workers(neighbourhood)
+    left, right = hosts["left"], hosts["right"]
+    theirs = hosts.on(right)
+    right.kill()
+    await all_see(hosts, "right", None, CLOSED, measured)
+    assert not (wrong := hosts.processes()), wrong
+    listed = await left.client.instances()
+    assert {item["name"] for item in listed["items"]}.isdisjoint(theirs)
+
+    await right.start()
+    await hosts.check()
+    named = next(name for name in theirs if name.startswith("w-"))
+    with pytest.raises(ApiProblem) as taken:
+        await hosts.create(left, named)
+    assert taken.value.status in {409, 503}
+    assert (await left.client.stats(APP, named))["pid"] == hosts.live[named].pid
+    await hosts.delete(hosts["middle"], named)
+    await hosts.check()
+
+
+async def test_a_daemon_that_is_stopped_is_gone_and_its_workers_come_back_with_it(
+    neighbourhood: Maker, measured: Measured
+) -> None:
+    hosts = await with_workers(neighbourhood)
+    middle = hosts["middle"]
+    stopped = {name: hosts.live.pop(name) for name in hosts.on(middle)}
+    assert await asyncio.to_thread(middle.stop) == 0
+    await all_see(hosts, "middle", None, CLOSED, measured)
+    await hosts.check()
+
+    await middle.start()
+    for name, live in stopped.items():
+        await middle.ready(APP, name)
+        hosts.runs_again(name, live)
+    await hosts.check()
+
+
+async def test_the_broker_is_killed_and_no_worker_and_no_local_call_minds(
+    neighbourhood: Maker, measured: Measured
+) -> None:
+    hosts = await with_workers(neighbourhood)
+    left = hosts["left"]
+    hosts.broker.kill()
+    for branch in hosts.branches.values():
+        own = hosts.on(branch)[0]
+        assert (await branch.client.instance(APP, own))["status"]["state"] == "RUNNING"
+        assert (await branch.client.stats(APP, own))["pid"] == hosts.live[own].pid
+        listed = await branch.client.instances()
+        assert set(hosts.on(branch)) <= {item["name"] for item in listed["items"]}
+        assert listed["partial"]
+        with pytest.raises(ApiProblem) as refused:
+            await hosts.create(branch)
+        assert refused.value.status == 503
+        assert "broker" in refused.value.detail
+    await hosts.define(left, "meanwhile")
+    assert not (wrong := hosts.processes()), wrong
+
+    hosts.broker.start()
+    await timed("all agree after the broker's restart", 60, hosts.agree, measured)
+    await hosts.check()
+    made = await hosts.create(hosts["right"])
+    await hosts.delete(left, made["name"])
+
+    async def named() -> bool:
+        """Until the owners had time to return, nobody can tell whether a name is taken."""
+        try:
+            await hosts.create(left, "named")
+        except ApiProblem as problem:
+            if problem.status != 503:
+                raise
+            return False
+        return True
+
+    await until(named, 120, "a named create")
+    await hosts.check()

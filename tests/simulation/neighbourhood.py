@@ -1,0 +1,195 @@
+"""N complete branches over one broker in memory, in one loop of virtual time: what can be done to them, and with them.
+
+Use it inside tests.simulation.loop.run. Each step of time is looked at by a Witness.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+from branchd.core.errors import BranchdError
+from branchd.core.values import Key
+from tests.fakes.bus import MemoryBroker
+from tests.simulation.life import Crashed
+from tests.simulation.machine import Machine
+from tests.simulation.witness import Created, Witness, now
+
+#: seconds of virtual time between two looks
+LOOK = 0.25
+
+#: seconds without disturbance after which all is as it should be, beside the time of asking for the names again
+QUIET = 60.0
+
+#: an app whose programs run until they are told to end, and then end at once
+APP = {"kind": "command", "command": ["serve"], "stop": [{"signal": "KILL", "patience": 1}]}
+
+
+class Neighbourhood:
+    """Branches are named by their numbers, from 0. What fails is returned, so that a random life can go on."""
+
+    def __init__(self, seed: int = 0, *, definite: bool = True, local: bool = False) -> None:
+        self.broker = MemoryBroker(seed, definite=definite)
+        self.witness = Witness()
+        self.machines: list[Machine] = []
+        self._chance = Random(seed)
+        self._local = local  #: each branch alone, without a broker
+
+    # Branches
+
+    async def start(self, count: int, slots: Sequence[int] = ()) -> None:
+        """So many more, all at once; their slots, 4 where none are given."""
+        new = []
+        for index in range(count):
+            number = len(self.machines)
+            machine = Machine(number, None if self._local else self.broker, slots[index] if index < len(slots) else 4)
+            self.machines.append(machine)
+            self.witness.watch(machine)
+            new.append(machine)
+        self._disturb()
+        await asyncio.gather(*(machine.start() for machine in new))
+
+    async def crash(self, *branches: int, power: bool = False) -> None:
+        """kill -9 of their daemons; power: of their machines."""
+        self._disturb()
+        for branch in branches:
+            if power:
+                self.witness.unpin(self.machines[branch])
+            await self.machines[branch].crash(power=power)
+
+    async def stop(self, branch: int) -> None:
+        self._disturb()
+        self.witness.unpin(self.machines[branch])
+        if self.machines[branch].ready:
+            await self.machines[branch].stop()
+
+    async def restart(self, *branches: int) -> None:
+        """Those that do not run."""
+        self._disturb()
+        await asyncio.gather(*(self.machines[branch].start() for branch in branches if not self.machines[branch].up))
+
+    async def close(self) -> None:
+        for machine in self.machines:
+            await machine.close()
+
+    # The network and the broker
+
+    def partition(self, *branches: int, at_once: bool = False) -> None:
+        self._disturb()
+        self.broker.partition(*(self.machines[branch].id for branch in branches), at_once=at_once)
+
+    def heal(self, *branches: int) -> None:
+        """All where none is named; the broker runs after it."""
+        self._disturb()
+        self.broker.start()
+        self.broker.resume()
+        self.broker.heal(*(self.machines[branch].id for branch in branches))
+
+    def stop_broker(self) -> None:
+        self._disturb()
+        self.broker.stop()
+
+    def pause_broker(self) -> None:
+        self._disturb()
+        self.broker.pause()
+
+    # Time
+
+    async def advance(self, seconds: float) -> None:
+        end = now() + seconds
+        while now() < end:
+            await asyncio.sleep(min(LOOK, end - now()))
+            self.witness.check()
+
+    async def quiet(self, seconds: float = QUIET) -> None:
+        """Heals all, starts all, waits, and looks whether all is as it should be."""
+        self.broker.faults.loss = self.broker.faults.duplication = self.broker.faults.reordering = 0.0
+        self.heal()
+        await self.restart(*range(len(self.machines)))
+        await self.advance(seconds)
+        self.witness.check_quiet()
+
+    # Operations through any branch
+
+    async def create(
+        self, branch: int, app: str, name: str | None = None, key: str | None = None, **spec: Any
+    ) -> str | BranchdError | Crashed:
+        """The name of the instance, or why there is none, or none is known of."""
+        if name is not None:
+            self.witness.asks(Key(app, name))
+        body = spec if name is None else {"name": name, **spec}
+        asked = now()
+        try:
+            made, new = await self.machines[branch].call(lambda entrance: entrance.create(app, body, key))
+        except (BranchdError, Crashed) as error:
+            return error
+        if new:
+            self.witness.has_created(Created(Key(app, made), asked, now(), branch))
+        return made
+
+    async def create_pinned(self, branch: int, app: str, name: str, **spec: Any) -> str | BranchdError | Crashed:
+        machine = self.machines[branch]
+        try:
+            made = await machine.call(lambda entrance: entrance.create_pinned(app, {"name": name, **spec}))
+        except (BranchdError, Crashed) as error:
+            return error
+        self.witness.pin(machine, Key(app, made))
+        return made
+
+    async def delete(self, branch: int, app: str, name: str) -> BranchdError | Crashed | None:
+        key = Key(app, name)
+        self.witness.deletes(key)
+        try:
+            await self.machines[branch].call(lambda entrance: entrance.delete(app, name))
+        except (BranchdError, Crashed) as error:
+            return error
+        self.witness.has_deleted(key)
+        return None
+
+    async def put_app(self, branch: int, app: str, spec: Mapping[str, Any] = APP) -> BranchdError | Crashed | None:
+        try:
+            await self.machines[branch].call(lambda entrance: entrance.put_app(app, spec))
+        except (BranchdError, Crashed) as error:
+            return error
+        return None
+
+    async def delete_app(self, branch: int, app: str, *, cascade: bool = False) -> BranchdError | Crashed | None:
+        if cascade:
+            for record in [record for machine in self.machines for record in machine.store.load().instances]:
+                if record.key.app == app:
+                    self.witness.deletes(record.key)
+        try:
+            await self.machines[branch].call(lambda entrance: entrance.delete_app(app, cascade))
+        except (BranchdError, Crashed) as error:
+            return error
+        return None
+
+    async def drain(self, branch: int) -> BranchdError | Crashed | None:
+        try:
+            await self.machines[branch].call(lambda entrance: entrance.drain())
+        except (BranchdError, Crashed) as error:
+            return error
+        return None
+
+    # What a test may look at
+
+    def where(self, app: str, name: str) -> list[int]:
+        """The machines on which it runs."""
+        return [machine.number for machine in self.machines if Key(app, name) in machine.running()]
+
+    def _disturb(self) -> None:
+        self.witness.disturbed = now()
+
+
+@asynccontextmanager
+async def neighbourhood(
+    count: int, slots: Sequence[int] = (), seed: int = 0, *, definite: bool = True, local: bool = False
+) -> AsyncIterator[Neighbourhood]:
+    """That many branches, begun."""
+    made = Neighbourhood(seed, definite=definite, local=local)
+    try:
+        await made.start(count, slots)
+        yield made
+    finally:
+        await made.close()
