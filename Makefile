@@ -8,12 +8,13 @@ ARGS ?=
 #: systemd boots in namespaces for the tests of deploy/; the brokers are started by the tests themselves, on loopback
 PACKAGES := curl dbus iproute2 openssl rabbitmq-server redis-server systemd util-linux
 
-.PHONY: help demo test faults soak check lint types rooms docs bench lock clean
+.PHONY: help demo test faults soak sim check lint types rooms docs bench lock clean
 
 help:
 	@echo "make demo [ARGS=--exit]   a tour on this machine, without a server"
 	@echo "make test [ARGS=...]      the tests (pytest's arguments in ARGS)"
 	@echo "make faults | soak        the long tests"
+	@echo "make sim                  presence and placement for 10 to 10,000 simulated branches, as tables"
 	@echo "make check                ruff, mypy, the rooms' import contracts, the documentation"
 	@echo "make docs                 the documentation alone, into docs/_build/html"
 	@echo "make bench [ARGS=...]     side by side with supervisord, into tests/bench/results.md"
@@ -27,6 +28,9 @@ test: .venv/.dev .venv/.packages
 
 faults soak: .venv/.dev .venv/.packages
 	$(BIN)/pytest -m $@ $(ARGS)
+
+sim: .venv/.dev
+	$(BIN)/python -m tests.simulation $(ARGS)
 
 check: lint types rooms docs
 

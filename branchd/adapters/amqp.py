@@ -107,13 +107,12 @@ class AmqpBus:
 
     async def _connect(self, broker: Broker) -> None:
         """Connects, and returns by raising what ended that."""
-        consuming = Consuming(broker, self._names, self._heartbeat)
-        publishing = Publishing(broker, self._names, self._heartbeat)
         opened: list[Consuming | Publishing] = []
         try:
-            for wire in (consuming, publishing):
-                opened.append(wire)
-                await wire.open()
+            opened.append(consuming := Consuming(broker, self._names, self._heartbeat))
+            await consuming.open()
+            opened.append(publishing := Publishing(broker, self._names, self._heartbeat))
+            await publishing.open()
             if consuming.cluster != publishing.cluster:
                 raise Refusal("its name leads to brokers that are not one cluster: make them one")
             self._check_cluster(broker, consuming.cluster)

@@ -42,7 +42,7 @@ async def forwarded(call: Call) -> web.StreamResponse | None:
     """The answer of the branch that the request is about; None where this one has to answer it itself."""
     match call.route.about:
         case About.BRANCH:
-            return await _to_branch(call, call.path["branch"] if "branch" in call.path else call.get(WHERE))
+            return await _to_branch(call, _chosen(call))
         case About.INSTANCE | About.NEW if call.get(WHERE) is not None:
             return await _to_branch(call, call.get(WHERE))
         case About.INSTANCE if (mesh := call.neighbours) is not None and not is_here(call):
@@ -62,6 +62,13 @@ def branch(call: Call, name: str | None) -> Address | None:
     if found is None:
         raise NotFound(f"no branch {name[:80]!r} is known here", f"this one is {here.name}")
     return None if found.id == here.id else found
+
+
+def _chosen(call: Call) -> str | None:
+    """The branch that the path names: itself, or by one of its operations; else that of the query."""
+    if "operation" in call.path and call.get(WHERE) is None:
+        return call.path["operation"].rpartition("-")[0] or None
+    return call.path["branch"] if "branch" in call.path else call.get(WHERE)
 
 
 async def _to_branch(call: Call, name: str | None) -> web.StreamResponse | None:
@@ -125,7 +132,7 @@ async def carried(
     mesh: Neighbours,
     to: Address,
     headers: Mapping[str, str] = MappingProxyType({}),
-    patience: float = ANSWER_WITHIN,
+    patience: float | None = None,
 ) -> web.StreamResponse:
     """That branch's answer. NoRoute: it was not asked; NoAnswer, OutcomeUnknown, Unavailable."""
     if call.parameters.get(WAIT.name):
@@ -136,7 +143,7 @@ async def carried(
 
 @asynccontextmanager
 async def _asked(
-    call: Call, mesh: Neighbours, to: Address, headers: Mapping[str, str], patience: float = ANSWER_WITHIN
+    call: Call, mesh: Neighbours, to: Address, headers: Mapping[str, str], patience: float | None = None
 ) -> AsyncIterator[Served]:
     """The request itself, without its wait. NoRoute: it was not asked; OutcomeUnknown for a change."""
     body = b"" if call.body is None else json.dumps(call.body)
@@ -145,7 +152,7 @@ async def _asked(
                        f"send it to branch {name_of(mesh, to.id)} itself")  # fmt: skip
     request = call.request
     sent = {name: ",".join(request.headers.getall(name)) for name in request.headers} | dict(headers)
-    carrying = mesh.carrier.carry(to, call.principal, request.method, _target(request), sent, body, patience)
+    carrying = mesh.carrier.carry(to, call.principal, request.method, _target(request), sent, body, patience or ANSWER_WITHIN)
     try:
         async with carrying as served:
             yield served

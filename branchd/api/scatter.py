@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 from urllib.parse import urlencode
 
 from branchd.api.answers import Elsewhere, Place
@@ -52,3 +53,22 @@ async def _part(
         return None
     except (ValueError, KeyError, TypeError):  # it answers with something else, a problem perhaps
         return None
+
+
+async def objects(call: Call, mesh: Neighbours) -> list[dict[str, Any]]:
+    """The objects that those who have one answer the call with; a branch that does not answer has none."""
+    target = f"{call.request.rel_url.raw_path}?{LOCAL.name}=1"
+
+    async def ask(branch: Announcement) -> dict[str, Any] | None:
+        try:
+            async with (
+                asyncio.timeout(PATIENCE),
+                mesh.carrier.carry(branch.peer, call.principal, "GET", target, {}, b"", PATIENCE) as served,
+            ):
+                found = json.loads(await whole(served))
+                return found if served.status == 200 and isinstance(found, dict) else None
+        except (TimeoutError, NoRoute, Unavailable, ValueError):
+            return None
+
+    answers = await asyncio.gather(*map(ask, mesh.others()))
+    return [one for one in answers if one is not None]

@@ -33,7 +33,6 @@ class Definitions(Layers):
         self._host = host
         self._own_account = host.account(None)[1]
 
-
     def declaration(self, app: str, name: str) -> QueueDeclaration:
         """As declared for the app, else Celery's default."""
         record = self.find_queue(app, name)

@@ -69,7 +69,8 @@ class Operations:
 
     def begin(self, kind: str, principal: Principal, work: Work) -> Operation:
         """Runs the work in the background. It fails with the BranchdError that it raises, or where a step failed."""
-        one = _Running(secrets.token_hex(8), kind, principal.name, self._wall(), Progress())
+        # Whoever has the id knows which branch to ask.
+        one = _Running(f"{self._branch}-{secrets.token_hex(4)}", kind, principal.name, self._wall(), Progress())
         self._all[one.id] = one
         one.task = asyncio.get_running_loop().create_task(self._run(one, work))
         ended = [old.id for old in self._all.values() if old.state is not OperationState.RUNNING]

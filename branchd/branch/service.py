@@ -19,6 +19,8 @@ from branchd.branch.tokens import Tokens
 from branchd.branch.world import Policies, World
 from branchd.core.access import Principal
 from branchd.core.capacity import capacity
+from branchd.core.diagnosis import Diagnosis, Level, root_without_default_user
+from branchd.core.diagnosis import mesh as diagnose
 from branchd.core.peers import BranchState
 from branchd.wire.agent import Heartbeat
 from branchd.wire.resources import Branch, Stats, timestamp
@@ -170,6 +172,16 @@ class Service:
             open_files=_whole(usage, "open_files"),
             worker=await self.celery.stats(supervisor),
         )
+
+    def diagnoses(self) -> list[Diagnosis]:
+        """What is wrong here, the worst first, and what was looked at and is right."""
+        root = self._world.host.uid(None) == 0
+        found = [root_without_default_user(root, self._policies.default_user, self._policies.allow_users is not None)]
+        if self._why_not_ready:
+            found.append(Diagnosis("daemon", Level.WARNING, self._why_not_ready, "wait for it"))
+        if self.mesh is not None:
+            found += diagnose(self.mesh.facts())
+        return sorted(found, key=lambda one: -list(Level).index(one.level))
 
     def audit(self, principal: Principal, method: str, path: str, status: int, about: Mapping[str, str]) -> None:
         """Records who asked for a change, and what it was answered. `about`: its app and instance, where it names them.

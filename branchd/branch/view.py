@@ -90,15 +90,13 @@ def _last_exit(run: RunRecord) -> LastExit | None:
 
 
 def render_app(record: AppRecord, instances: int, conditions: tuple[ConditionView, ...]) -> App:
-    return App(
-        record.name, record.generation, timestamp(record.created_at), hide(record.spec), instances, conditions
-    )
+    return App(record.name, record.generation, timestamp(record.created_at), hide(record.spec), instances, conditions)
 
 
 def app_conditions(app: str, *, shared: bool, conflict: bool) -> tuple[ConditionView, ...]:
     """`shared`: it is the neighbourhood's that this branch goes by."""
     if conflict:
-        reason = f"this branch goes by its own, which differs: branchctl app adopt {app}, or branchctl app publish {app}"
+        reason = f"this branch's own is gone by, and differs: branchctl app adopt {app}, or branchctl app publish {app}"
         return (
             ConditionView(ConditionType.SHARED, Truth.FALSE, reason),
             ConditionView(ConditionType.DEFINITION_CONFLICT, Truth.TRUE, reason),

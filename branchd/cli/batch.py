@@ -1,4 +1,4 @@
-"""One thing done to many instances, or apps, at once: one that fails does not keep the others, and the end tells which did.
+"""One thing done to many instances, or apps, at once: what fails keeps none of the others, and the end tells what did.
 
 What came of one is told as soon as those before it are told, so that the order is that of the selection.
 """

@@ -9,6 +9,7 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from socket import socket
 
 import structlog
 
@@ -33,6 +34,7 @@ from branchd.cli import refusal
 from branchd.cli.config import Config
 from branchd.cli.joining import membership
 from branchd.cli.logging import configure_logging
+from branchd.core.access import Principal
 from branchd.core.admission import Guards
 from branchd.core.errors import Fatal, StorageFailed
 from branchd.core.spec import Kind
@@ -102,7 +104,11 @@ async def _serve(config: Config, state: StateFolder, notifier: Notifier, answer:
             peer_scope=config.auth.peer_scope,
             guards=Guards(config.branch.guard_memory, config.branch.guard_load, config.branch.guard_disk),
         )
-        connect = lambda principal: server.connect(principal)  # noqa: E731, PLW0108  # it is made below, of the service
+        server: Server
+
+        async def connect(principal: Principal) -> socket:
+            return await server.connect(principal)
+
         joining, keys = membership(config.mesh, snapshot.branch_id, connect)
         service = Service(world, policies, snapshot, state.admin_token(), __version__, joining)
         stack.callback(service.close)

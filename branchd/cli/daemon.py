@@ -101,13 +101,14 @@ def check(context: click.Context, /, **flags: Any) -> None:
 @main.command()
 @click.option("--exit", "exit_after", is_flag=True, help="Do not stay up after the tour.")
 @click.option("--broker", metavar="URL", help="A broker of your own; by default files in a temporary folder.")
+@click.option("--branches", type=click.IntRange(2, 5), help="The tour of a neighbourhood of so many branches.")
 @click.pass_context
-def demo(context: click.Context, exit_after: bool, broker: str | None) -> None:
+def demo(context: click.Context, exit_after: bool, broker: str | None, branches: int | None) -> None:
     """Show what branchd does, with real workers, in a temporary folder."""
     from branchd.cli.demo.main import main as run_demo
 
     try:
-        code = run_demo(exit_after=exit_after, broker=broker)
+        code = run_demo(exit_after=exit_after, broker=broker, branches=branches)
     except BranchdError as error:
         _explain(error)
         code = 1

@@ -86,11 +86,14 @@ class Found:
 
     @property
     def label(self) -> Callable[[Object], str]:
-        """Their names, with the branch where several have the same one."""
+        """Gives the name of each, with its branch where several have the same one."""
         names = Counter(map(label, self.instances))
-        return lambda instance: (
-            f"{instance['branch']}/{label(instance)}" if names[label(instance)] > 1 else label(instance)
-        )
+
+        def told(instance: Object) -> str:
+            name = label(instance)
+            return f"{instance['branch']}/{name}" if names[name] > 1 else name
+
+        return told
 
 
 def label(instance: Object) -> str:

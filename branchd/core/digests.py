@@ -7,6 +7,7 @@ without a look at the others. Which maps there are is not said here.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 #: all 256 digests are 5 kB in a message; of 10,000 branches about 40 share a bucket
 BUCKETS = 256
@@ -15,9 +16,10 @@ BUCKETS = 256
 SKIP = ""
 
 
-def point(text: str) -> int:
+@lru_cache(maxsize=1 << 15)  # ids are not many, and looked up again and again
+def point(key: str) -> int:
     """A place on a circle of 64 bits, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    return _hash(key)
 
 
 def bucket(key: str) -> int:
@@ -31,7 +33,9 @@ class Digests:
     def replace(self, key: str, before: str | None, after: str | None) -> "Digests":
         """With the entry of that key as `after` instead of `before`; None: no entry. Both say all that matters."""
         changed = list(self.values)
-        changed[bucket(key)] ^= _hash(key, before) ^ _hash(key, after)
+        for value in (before, after):
+            if value is not None:
+                changed[bucket(key)] ^= _hash(f"{key}\0{value}")
         return Digests(tuple(changed))
 
     def texts(self) -> tuple[str, ...]:
@@ -44,5 +48,5 @@ def differing(mine: Sequence[str], theirs: Sequence[str]) -> tuple[int, ...]:
     return tuple(at for at, (own, text) in enumerate(zip(mine, theirs, strict=False)) if text not in (SKIP, own))
 
 
-def _hash(key: str, value: str | None) -> int:
-    return 0 if value is None else point(f"{key}\0{value}")
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

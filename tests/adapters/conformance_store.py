@@ -23,6 +23,7 @@ from branchd.branch.records import (
     Raw,
     Remember,
     RemoveApp,
+    RemoveEntry,
     RemoveInstance,
     RemoveOutcome,
     RemoveQueue,
@@ -252,6 +253,21 @@ class StoreConformance:
         with self.opened(tmp_path) as store:
             found = store.load()
         assert (found.queues, found.tokens) == ((bulk,), (other,))
+
+    async def test_entries_are_replaced_and_removed_by_kind_app_and_name(self, tmp_path: Path) -> None:
+        app = Entry(EntryKind.APP, "shop", "", Stamp(1, "b1"), {"spec": {}})
+        queue = Entry(EntryKind.QUEUE, "shop", "mail", Stamp(1, "b1"), {"name": "mail"})
+        gone = replace(app, stamp=Stamp(2, "b2"), value=None, cascade=True)
+        with self.opened(tmp_path) as store:
+            store.load()
+            await store.write(Put(app), Put(queue))
+            await store.write(Put(gone))
+        with self.opened(tmp_path) as store:
+            assert store.load().entries == (gone, queue)
+            for _ in range(2):
+                await store.write(RemoveEntry(EntryKind.APP, "shop", ""))
+        with self.opened(tmp_path) as store:
+            assert store.load().entries == (queue,)
 
     async def test_events_come_in_pages_oldest_first(self, tmp_path: Path) -> None:
         with self.opened(tmp_path) as store:

@@ -1,6 +1,7 @@
 """The bus over a real RabbitMQ: the suite of all buses, and brokers that refuse, hang, die and come back."""
 
 import asyncio
+import os
 import random
 import secrets
 import ssl
@@ -24,7 +25,7 @@ from tests.rabbitmq import RabbitMQ
 from tests.waiting import until
 
 #: seconds; so that what waits for heartbeats is soon there
-HEARTBEAT = 1
+HEARTBEAT = 2
 
 #: seconds for a broker that comes back, or is found dead
 LATER = 60.0
@@ -145,9 +146,11 @@ class TestTls:
     def certificate(self, tmp_path: Path) -> Path:
         file = tmp_path / "certificate.pem"
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-            + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-            + ["-keyout", file, "-out", tmp_path / "signed.pem"],
+            [
+                *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+                *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+                *("-keyout", file, "-out", tmp_path / "signed.pem"),
+            ],
             check=True,
             capture_output=True,
         )
@@ -224,7 +227,8 @@ class TestRefusals:
         await self.refused(enter, url, "none.pem", "No such file")
 
     async def test_something_else_listens(self, enter: Join) -> None:
-        async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(8)
             writer.write(b"220 mail.example ESMTP, and so on\r\n" * 10)
             await writer.drain()
             writer.close()
@@ -275,6 +279,23 @@ class TestRefusals:
 
 
 class TestTrouble:
+    async def test_tries_that_fail_leave_no_descriptors(self, enter: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("branchd.adapters.amqp.LONGEST", 0.01)
+        tries = 0
+
+        async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal tries
+            tries += 1
+            writer.close()
+
+        async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            await enter(ONE, f"amqp://127.0.0.1:{port}")
+            await until(lambda: tries > 3, SOON)
+            before = len(os.listdir("/proc/self/fd"))
+            await until(lambda: tries > 40, SOON)
+            assert len(os.listdir("/proc/self/fd")) < before + 20
+
     @pytest.mark.parametrize("end", ["stop", "kill"])
     async def test_a_broker_that_ends_and_comes_back_is_found_again(
         self, own_rabbitmq: RabbitMQ, enter: Join, end: str

@@ -1,4 +1,4 @@
-"""Branches with real APIs that carry requests to each other over a bus in memory; who is where a fake directory knows."""
+"""Branches with real APIs that carry requests to each other over a bus in memory; a fake knows who is where."""
 
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -72,7 +72,7 @@ class Neighbourhood:
 
     def cut(self, name: str) -> None:
         """It answers nobody any more, and its inbox is still there."""
-        self.broker.partition(name)
+        self.broker.partition(self[name].address.id)
 
 
 class Directory:
@@ -149,7 +149,8 @@ async def neighbourhood(
             me = Address(service.id, "boot")
             link = Link(everybody.broker.bus(me.id), ClearSeal(me), me)
             carrier = Carrier(link, Loopback(server.connect), peer_scope, lambda id: _name(everybody, id))
-            service.mesh = mesh = Directory(everybody, name, carrier)
+            mesh = Directory(everybody, name, carrier)
+            service.mesh = mesh  # type: ignore[assignment]  # all that the API asks of one
             everybody.members[name] = Member(name, house, service, link, Api(server.addresses[0], session), mesh)
             await link.open()
             stack.push_async_callback(_close, service, house, server, link, carrier)
@@ -165,6 +166,7 @@ async def _close(service: Service, house: House, server: Server, link: Link, car
     carrier.close()
     await link.close()
     await server.stop()
+    service.mesh = None
     service.kill()
     await service.end()
     await house.logs.close()

@@ -84,7 +84,8 @@ async def test_a_count_goes_with_no_name_and_has_bounds(shop: Api) -> None:
     for count in (0, -1, 1001, True, "3", 1.5):
         assert (await shop("POST", path, {"count": count})).pointers == ["/count"]
     assert (await shop("POST", path, {"count": 2, "name": "web-1"})).pointers == ["/name"]
-    assert (await shop("POST", path, {"count": 0, "name": "x", "weight": -1})).pointers == ["/count", "/name", "/weight"]
+    wrong = await shop("POST", path, {"count": 0, "name": "x", "weight": -1})
+    assert wrong.pointers == ["/count", "/name", "/weight"]
     assert (await shop("GET", path)).json["items"] == []
 
 
@@ -207,6 +208,7 @@ async def test_instances_of_all_apps_are_listed_in_pages_that_fit_together(shop:
             break
         cursor = f"&cursor={page['next']}"
     assert names == ["blog:y", "blog:z", "shop:a", "shop:b", "shop:c"]
+    assert [item["name"] for item in (await shop("GET", "/v1/instances?app=blog")).json["items"]] == ["y", "z"]
     assert len((await shop("GET", "/v1/apps/shop/instances")).json["items"]) == 3
 
 

@@ -1,5 +1,6 @@
 """Apps that a neighbourhood shares, over HTTP: conditions, adopt and publish, tags."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -27,7 +28,7 @@ async def other(branch: Service) -> AsyncIterator[Branch]:
     sharing = Sharing(link, branch._fleet, lambda: 0.0)
     branch.apps, branch.queues = Apps(branch._fleet, sharing), Queues(branch._fleet, sharing)
     async with AsyncExitStack() as stack:
-        other = Branch(broker, 1)
+        other = Branch(broker, 1, wall=time.time)
         stack.push_async_callback(other.close)
         stack.push_async_callback(link.close)
         await other.begin()
@@ -55,34 +56,31 @@ async def test_a_definition_of_this_branch_is_published(shop: Api, other: Branch
     published = await shop("POST", "/v1/apps/shop/actions/publish")
     assert (published.status, conditions(published.json)) == (200, {"Shared": "True"})
     await until(lambda: "shop" in other.view())
-    assert published.headers["ETag"] == f'"{other.apps.tag("shop")}"' == (await shop("GET", "/v1/apps/shop")).headers["ETag"]
+    read = await shop("GET", "/v1/apps/shop")
+    assert published.headers["ETag"] == read.headers["ETag"] == f'"{other.apps.tag("shop")}"'
     assert (await shop("POST", "/v1/apps/shop/actions/publish")).slug == "conflict"
     assert (await shop("POST", "/v1/apps/none/actions/publish")).slug == "not-found"
 
 
-async def test_a_conflict_is_shown_and_the_shared_one_is_adopted(shop: Api, other: Branch) -> None:
+async def test_a_conflict_is_shown_and_the_shared_one_is_adopted(shop: Api, branch: Service, other: Branch) -> None:
     assert (await shop("POST", "/v1/apps/shop/actions/adopt")).slug == "conflict"
     await other.apps.put("shop", {**COMMAND, "weight": 5})
 
-    async def shown() -> dict[str, str]:
-        return conditions((await shop("GET", "/v1/apps/shop")).json)
-
-    while "DefinitionConflict" not in await shown():
-        pass
-    assert await shown() == {"Shared": "False", "DefinitionConflict": "True"}
+    await until(lambda: branch.apps.get("shop").conditions[1:])
+    shown = (await shop("GET", "/v1/apps/shop")).json
+    assert conditions(shown) == {"Shared": "False", "DefinitionConflict": "True"}
     assert (await shop("DELETE", "/v1/apps/shop?cascade=1")).slug == "conflict"
     adopted = await shop("POST", "/v1/apps/shop/actions/adopt")
     assert (adopted.status, adopted.json["spec"]["weight"], conditions(adopted.json)) == (200, 5, {"Shared": "True"})
     assert [conditions(app) for app in (await shop("GET", "/v1/apps")).json["items"]] == [{"Shared": "True"}]
 
 
-async def test_a_shared_app_is_changed_only_as_it_was_read(api: Api, other: Branch) -> None:
+async def test_a_shared_app_is_changed_only_as_it_was_read(api: Api, branch: Service, other: Branch) -> None:
     await other.apps.put("shop", COMMAND)
-    while (read := await api("GET", "/v1/apps/shop")).status != 200:
-        pass
+    await until(branch.apps.list)
+    read = await api("GET", "/v1/apps/shop")
     await other.apps.patch("shop", {"weight": 2})
-    while (await api("GET", "/v1/apps/shop")).json["generation"] == 1:
-        pass
+    await until(lambda: branch.apps.get("shop").generation == 2)
     for method, body in (("PUT", COMMAND), ("PATCH", {}), ("DELETE", None)):
         answer = await api(method, "/v1/apps/shop", body, headers={"If-Match": read.headers["ETag"]})
         assert answer.slug == "stale"

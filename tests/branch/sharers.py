@@ -1,6 +1,7 @@
 """Branches that share definitions over a broker in memory, each whole but for the rest of its mesh."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from branchd.branch.apps import Apps, Elsewhere, Queues, nowhere
@@ -40,22 +41,23 @@ class Branch:
 
     def __init__(
         self, broker: MemoryBroker | None, number: int, store: MemoryStore | None = None, *,
-        peer_scope: Scope = Scope.OPERATE, elsewhere: Elsewhere = nowhere,
+        peer_scope: Scope = Scope.OPERATE, elsewhere: Elsewhere = nowhere, wall: Callable[[], float] | None = None,
     ) -> None:  # fmt: skip
         self.id = f"{number:032x}"
         self.store = store or MemoryStore(self.id)
-        self.wall = WallClock()
+        self.wall = WallClock()  #: unless another is given
         self.offset = 0.0
         clock = asyncio.get_running_loop().time
         self.processes = FakeProcesses(clock)
         self._logs = MemoryLogs()
         world = World(
             processes=self.processes, logs=self._logs, store=self.store, channel=FakeChannel(), host=FakeHost(),
-            drivers={Kind.COMMAND: CommandDriver()}, clock=clock, wall=self.wall, chance=lambda: 0.5,
+            drivers={Kind.COMMAND: CommandDriver()}, clock=clock, wall=wall or self.wall, chance=lambda: 0.5,
         )  # fmt: skip
         policies = Policies(f"branch-{number}", {}, None, "{app}:{name}", None, None, peer_scope)
         snapshot = self.store.load()
-        self.fleet = Fleet(world, policies, snapshot, Journal(world.store, EventLog(world.store, snapshot.last_event), self.wall))
+        journal = Journal(world.store, EventLog(world.store, snapshot.last_event), world.wall)
+        self.fleet = Fleet(world, policies, snapshot, journal)
         self.definitions = self.fleet.definitions
         self.link: Link | None = None
         self.sharing: Sharing | None = None
@@ -110,13 +112,16 @@ class Branch:
 
 async def own(store: MemoryStore, app: str, spec: dict[str, Any], *queues: str) -> MemoryStore:
     """As a daemon without a broker left it."""
-    await store.write(Put(AppRecord(app, spec, 3, 1.0)), *(Put(QueueRecord(app, QueueDeclaration(name))) for name in queues))
+    await store.write(
+        Put(AppRecord(app, spec, 3, 1.0)), *(Put(QueueRecord(app, QueueDeclaration(name))) for name in queues)
+    )
     return store
 
 
 async def exchange(one: Branch, two: Branch) -> tuple[Entry, ...]:
     """As gossip does; what was new to the first."""
-    assert one.sharing is not None and two.sharing is not None
+    assert one.sharing is not None
+    assert two.sharing is not None
     buckets = differing(one.sharing.digests(), two.sharing.digests())
     theirs, mine = two.sharing.entries(buckets), one.sharing.entries(buckets)
     await two.sharing.merge(mine)

@@ -116,7 +116,7 @@ async def body(served: Served) -> bytes:
 
 async def test_a_request_gets_there_with_what_may_travel_and_so_does_its_answer(two: tuple[Side, Side]) -> None:
     here, there = two
-    sent = {"Content-Type": "application/json", "If-Match": "*", "Authorization": "Bearer x", "Cookie": "y", "Host": "z"}
+    sent = {"Content-Type": "application/json", "If-Match": "*", "Authorization": "Bearer x", "Host": "z"}
     async with here.carrier.carry(there.me, ADMIN, "PUT", "/v1/x?a=b", sent, b'{"c":1}') as served:
         assert (served.status, await body(served)) == (200, b"{}")
         assert served.headers == {"content-type": "text/plain", "etag": '"x.1"'}
@@ -324,7 +324,7 @@ async def test_the_longest_body_fits_a_message(two: tuple[Side, Side], broker: M
     sizes = []
     broker.listeners.append(lambda _, __, message: sizes.append(len(message)))
     data = b"x" * carrying.LONGEST_BODY
-    sent = {name: "y" * 8190 for name in carrying.SENT}
+    sent = dict.fromkeys(carrying.SENT, "y" * 8190)
     async with here.carrier.carry(there.me, ADMIN, "PUT", "/" + "z" * 8189, sent, data) as served:
         await body(served)
     assert there.door.asked[0].body == data

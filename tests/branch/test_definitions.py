@@ -33,7 +33,10 @@ async def test_the_branchs_own_is_gone_by_with_its_own_queues():
     both = await layers(WEB, NEWS, app_entry(AppRecord("web", {}), ONE), queue_entry(MAIL, ONE))
     assert both.app("web") == WEB
     assert list(both.queues_of("web")) == ["news"]
-    assert both.own("web") and both.both("web") and both.conflict("web") and not both.twins("web")
+    assert both.own("web")
+    assert both.both("web")
+    assert both.conflict("web")
+    assert not both.twins("web")
     both.apply(RemoveApp("web"))
     assert (both.app("web").spec, list(both.queues_of("web")), both.conflict("web")) == ({}, ["mail"], False)
     with pytest.raises(NotFound):
@@ -43,7 +46,8 @@ async def test_the_branchs_own_is_gone_by_with_its_own_queues():
 async def test_layers_conflict_by_what_they_say_and_not_by_who_said_it_when():
     other = AppRecord("web", {"weight": 1}, 9, 2.0)
     both = await layers(WEB, MAIL, app_entry(other, TWO), queue_entry(MAIL, TWO))
-    assert both.twins("web") and not both.conflict("web")
+    assert both.twins("web")
+    assert not both.conflict("web")
     both.apply(Put(NEWS))
     assert both.conflict("web")
     both.apply(RemoveQueue("web", "news"), Put(tombstone(queue_entry(MAIL, ONE), Stamp(3, "one"))))
@@ -51,7 +55,9 @@ async def test_layers_conflict_by_what_they_say_and_not_by_who_said_it_when():
 
 
 async def test_an_app_without_a_definition_is_bare_as_long_as_it_has_instances():
-    some = await layers(InstanceRecord(Key("lost", "one"), {}), InstanceRecord(Key("web", "one"), {}), app_entry(WEB, ONE))
+    some = await layers(
+        InstanceRecord(Key("lost", "one"), {}), InstanceRecord(Key("web", "one"), {}), app_entry(WEB, ONE)
+    )
     assert (some.bare("lost"), some.bare("web"), some.app("lost").spec) == (True, False, {})
     end = tombstone(app_entry(WEB, ONE), TWO)
     some.apply(Put(end))
@@ -81,9 +87,8 @@ async def test_queues_of_a_deleted_app_are_seen_by_nobody():
 
 
 async def test_replicas_are_those_of_the_neighbourhoods_apps():
-    some = await layers(
-        AppRecord("own", {"replicas": 3}), app_entry(AppRecord("web", {"replicas": 2}), ONE), app_entry(AppRecord("a", {}), ONE)
-    )
+    two, none = AppRecord("web", {"replicas": 2}), AppRecord("a", {})
+    some = await layers(AppRecord("own", {"replicas": 3}), app_entry(two, ONE), app_entry(none, ONE))
     assert some.replicated() == {"web": (2, 60.0)}
 
 
@@ -112,4 +117,5 @@ def test_what_another_branch_wrote_is_read_strictly(wrong: Entry):
 
 def test_what_this_branch_writes_is_readable():
     for one in (app_entry(WEB, ONE), queue_entry(MAIL, ONE)):
-        assert readable(one) and readable(tombstone(one, TWO))
+        assert readable(one)
+        assert readable(tombstone(one, TWO))

@@ -344,6 +344,16 @@ async def test_a_refused_request_may_go_elsewhere_when_it_comes_again() -> None:
 
 
 @simulate
+async def test_a_branch_that_refused_and_went_away_stands_in_nobodys_way() -> None:
+    async with Neighbourhood(2, 8) as mesh:
+        mesh.targets[1].refusal = Reason.UNSURE
+        with pytest.raises(Unavailable):
+            await mesh.placing.place(offer(), PROBE)
+        await mesh.links[1].close()
+        assert (await mesh.placing.place(offer(), PROBE)).owner.id == "b0"
+
+
+@simulate
 async def test_without_a_connection_this_branch_takes_what_it_can() -> None:
     async with Neighbourhood(2, 8) as mesh:
         mesh.broker.partition("b0", at_once=True)
@@ -411,16 +421,28 @@ async def test_many_asked_for_again_make_nothing_new() -> None:
 
 
 @simulate
-async def test_one_that_nobody_waits_for_any_more_leaves_nothing_behind() -> None:
+async def test_one_that_nobody_waits_for_any_more_leaves_no_work_behind() -> None:
     async with Neighbourhood(2, 8, 8) as mesh:
-        mesh.targets[1].mute = {Offer}
-        before = asyncio.all_tasks()
+        mesh.targets[1].slow = mesh.targets[2].slow = 0.5
         create = asyncio.create_task(mesh.placing.place(offer(), PROBE))
-        await asyncio.sleep(PATIENCE / 2)
+        await until(lambda: mesh.broker.delivered["b2"])
+        before = asyncio.all_tasks()
         create.cancel()
         await asyncio.wait([create])
         await asyncio.sleep(0)
-        assert asyncio.all_tasks() <= before
+        assert len(before - asyncio.all_tasks()) == 3  # the create and its two probes
+
+
+@simulate
+async def test_nor_is_its_offer_counted_for_ever() -> None:
+    async with Neighbourhood(2, 16, 9) as mesh:
+        mesh.targets[1].deaf = {Offer}
+        create = asyncio.create_task(mesh.placing.place(offer("one"), PROBE))
+        await until(lambda: mesh.broker.delivered["b1"] == 2)
+        create.cancel()
+        await asyncio.wait([create])
+        mesh.targets[1].deaf = set()
+        assert (await mesh.placing.place(offer("two"), PROBE)).owner.id == "b1"
 
 
 @simulate

@@ -12,7 +12,7 @@ from branchd.branch.mesh import gossip as gossip_module
 from branchd.branch.mesh.gossip import Gossip
 from branchd.branch.mesh.link import Link
 from branchd.branch.mesh.presence import Presence, Self
-from branchd.core.digests import Digests, bucket
+from branchd.core.digests import BUCKETS, Digests, bucket
 from branchd.core.errors import Conflict, StorageFailed
 from branchd.core.peers import Address, BranchState, Down
 from branchd.core.presence import DOUBTED_FOR, SETTLED_AFTER
@@ -30,19 +30,20 @@ class Definitions:
 
     def __init__(self) -> None:
         self.known: dict[str, Entry] = {}
+        self._buckets: list[dict[str, Entry]] = [{} for _ in range(BUCKETS)]
         self._digests = Digests()
 
     def write(self, entry: Entry) -> None:
         before = self.known.get(entry.app)
         if before is None or before.stamp < entry.stamp:
             self._digests = self._digests.replace(entry.app, before and str(before.stamp), str(entry.stamp))
-            self.known[entry.app] = entry
+            self.known[entry.app] = self._buckets[bucket(entry.app)][entry.app] = entry
 
     def digests(self) -> tuple[str, ...]:
         return self._digests.texts()
 
     def entries(self, buckets: Iterable[int]) -> list[Entry]:
-        return [entry for app, entry in self.known.items() if bucket(app) in set(buckets)]
+        return [entry for number in buckets for entry in self._buckets[number].values()]
 
     async def merge(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -91,7 +92,7 @@ class Neighbourhood:
         id: str = "",
         boot: str = "boot",
         incarnation: int = 0,
-        store: Any = None,
+        store: Callable[[int], Awaitable[None]] | None = None,
         offset: float = 0.0,
     ) -> Branch:
         me = Address(id or f"id-{name}", boot)
@@ -223,10 +224,10 @@ async def test_a_crashed_branch_is_closed_within_five_seconds_and_one_without_po
 @simulate
 async def test_the_background_is_at_most_two_deliveries_a_second():
     neighbourhood = Neighbourhood()
-    await neighbourhood.branches(12)
+    await neighbourhood.branches(8)
     kinds = tapped(neighbourhood.broker, "id-b3")
-    await asyncio.sleep(600)
-    assert 0 < len(kinds) / 600 <= 2
+    await asyncio.sleep(300)
+    assert 0 < len(kinds) / 300 <= 2
 
 
 @simulate
@@ -245,11 +246,33 @@ async def test_the_falsely_accused_refutes():
 
 
 @simulate
+async def test_what_an_earlier_life_left_unanswered_is_not_held_against_the_next():
+    neighbourhood = Neighbourhood(MemoryBroker(definite=False))
+    branches = await neighbourhood.branches(4)
+    await branches[0].die()
+    await asyncio.sleep(5)
+    again = await neighbourhood.branch("b0", boot="other")
+    await asyncio.sleep(30)
+    assert again.remembered == [2]
+    assert all("b0" in one.names() for one in branches[1:])
+
+
+@simulate
 async def test_a_branch_that_did_not_hear_that_it_was_accused_returns_by_the_digests():
     branches = await Neighbourhood().branches(4)
     for other in branches[1:]:
         other.presence.believe([Down("id-b0", 1, BranchState.SILENT)])
     await until(lambda: all("b0" in one.names() for one in branches[1:]), 120)
+
+
+@simulate
+async def test_a_branch_that_hears_nothing_any_more_accuses_nobody():
+    branches = await Neighbourhood().branches(5)
+    branches[0].bus.take = lambda _, __: None
+    await until(lambda: not any("b0" in one.names() for one in branches[1:]))
+    await asyncio.sleep(30)
+    assert len(branches[0].names()) == 4
+    assert all(one.remembered == [1] for one in branches)
 
 
 @simulate
@@ -336,7 +359,6 @@ async def test_a_large_difference_comes_in_portions(monkeypatch):
     await until(lambda: len(joiner.definitions.known) == 9100, 300)
     assert gossip_module.PORTION / 2 < max(longest) < 2 * gossip_module.PORTION < LONGEST_MESSAGE
 
-    joiner.definitions.known.clear()
     empty = await neighbourhood.branch("empty")
     await until(lambda: empty.presence.joined)
     for number in range(3000):

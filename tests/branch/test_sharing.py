@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from branchd.branch.mesh.sharing import PORTION, portions
 from branchd.branch.records import Put
 from branchd.core.access import Scope
-from branchd.core.errors import Conflict, Invalid, Stale, StorageFailed, Unavailable
+from branchd.core.errors import Conflict, Invalid, NotFound, Stale, StorageFailed, Unavailable
 from branchd.core.lifecycle import State
 from branchd.core.spec import Unusable
 from branchd.core.stamps import MOST_AHEAD, Entry, EntryKind, Stamp, at
@@ -120,7 +122,9 @@ async def test_what_was_deleted_never_comes_back_by_a_branch_that_was_away_longe
         broker.heal()
         await asyncio.sleep(5)
         await exchange(a, c)
-        assert not a.view() and not c.view() and not b.view()
+        assert not a.view()
+        assert not c.view()
+        assert not b.view()
         again = await Branch(None, 2, c.store).begin()
         assert not again.view()
         # Under its old name another one begins anew, without the old one's queues.
@@ -148,6 +152,41 @@ async def test_a_queue_that_was_written_while_its_app_was_deleted_does_not_come_
         await asyncio.sleep(1)
         assert agree(a, b, c)
         assert a.queues.list("web") == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(0, 2), st.integers(0, 8), st.integers(0, 3)), max_size=25))
+@simulate
+async def test_whatever_is_lost_doubled_and_late_branches_agree_when_they_have_compared(seed, steps):
+    broker = MemoryBroker(seed)
+    members = [Branch(broker, number) for number in range(3)]
+    async with branches(*members):
+        broker.faults.loss = broker.faults.duplication = broker.faults.reordering = 0.3
+        for number, what, weight in steps:
+            branch = members[number]
+            branch.wall.offset = weight * 10.0 - 15
+            name, queue = ("web", "post")[what % 2], f"q{weight}"
+            with suppress(NotFound):
+                match what // 2:
+                    case 0:
+                        await branch.apps.put(name, {**WEB, "weight": weight})
+                    case 1:
+                        await branch.apps.delete(name)
+                    case 2:
+                        await branch.queues.put(name, queue, {"exchange": str(weight)})
+                    case 3:
+                        await branch.queues.delete(name, queue)
+                    case _:
+                        broker.partition(branch.id, at_once=True)
+            await asyncio.sleep(weight / 3)
+        broker.faults.loss = broker.faults.duplication = broker.faults.reordering = 0.0
+        broker.heal()
+        await asyncio.sleep(30)
+        for one, two in ((0, 1), (1, 2), (2, 0), (0, 1)):
+            await exchange(members[one], members[two])
+        assert agree(*members)
+        assert len({branch.sharing.digests() for branch in members}) == 1
+        assert Branch(None, 0, members[0].store).view() == members[0].view()
 
 
 # What it means for instances
@@ -183,7 +222,8 @@ async def test_a_definition_from_elsewhere_that_is_wrong_here_is_taken_and_makes
             await b.apps.patch("web", {"autoscale": {"min": 1, "max": 2}})
         await a.apps.patch("web", {"command": ["serve"]})
         await asyncio.sleep(1)
-        assert not isinstance(one.spec, Unusable) and not isinstance(two.spec, Unusable)
+        assert not isinstance(one.spec, Unusable)
+        assert not isinstance(two.spec, Unusable)
 
 
 @simulate
@@ -356,7 +396,8 @@ async def test_where_both_say_the_same_the_own_one_is_dropped_silently():
         assert not c.definitions.own("web")
         assert agree(a, b, c)
         assert not isinstance(one.spec, Unusable)
-        assert "app.changed" not in c.events() and "app.deleted" not in c.events()
+        assert "app.changed" not in c.events()
+        assert "app.deleted" not in c.events()
         later = await Branch(broker, 3, await own(MemoryStore(f"{3:032x}"), "web", WEB, "mail")).begin()
         await exchange(later, a)
         assert not later.definitions.own("web")
@@ -372,7 +413,8 @@ async def test_the_own_one_stays_where_an_instance_may_not_go_by_what_others_wri
         one = await b.pinned("web", "one")
         await a.apps.put("web", root)
         await asyncio.sleep(1)
-        assert b.definitions.own("web") and not b.definitions.conflict("web")
+        assert b.definitions.own("web")
+        assert not b.definitions.conflict("web")
         assert not isinstance(one.spec, Unusable)
 
 
@@ -448,8 +490,10 @@ async def test_a_cascade_takes_placed_instances_everywhere_and_leaves_pinned_one
         kept = await c.pinned("web", "kept")
         await a.apps.delete("web", cascade=True)
         await asyncio.sleep(10)
-        assert not a.view() and not b.view()
-        assert not a.fleet.all() and not b.fleet.all()
+        assert not a.view()
+        assert not b.view()
+        assert not a.fleet.all()
+        assert not b.fleet.all()
         assert c.fleet.all() == [kept]
         assert kept.state is State.RUNNING
         assert c.condition("web", ConditionType.SHARED) == "False"

@@ -249,10 +249,8 @@ def test_logs_of_several_are_told_apart_line_by_line(control: Control) -> None:
 
 def test_events_end_where_now_is_unless_followed(control: Control) -> None:
     control("stop", "shop:web")
-    shown = [
-        json.loads(line)
-        for line in control("events", "-o", "jsonl", "--instance", "web", "--app", "shop").stdout.splitlines()
-    ]
+    choice = ("--instance", "web", "--app", "shop", "--type", "instance.")
+    shown = [json.loads(line) for line in control("events", "-o", "jsonl", *choice).stdout.splitlines()]
     assert {(event["app"], event["instance"]) for event in shown} == {("shop", "web")}
     assert shown[-1]["data"]["to"] == "STOPPED"
     assert len(control("events", "-n", "2").stdout.splitlines()) == 2

@@ -78,7 +78,7 @@ def test_of_too_many_tombstones_the_oldest_are_to_be_forgotten():
 
 
 @given(SOME, SOME)
-def test_digests_tell_in_which_buckets_two_branches_differ_and_filling_them_is_enough(one: list[Entry], two: list[Entry]):
+def test_branches_that_exchange_the_buckets_that_differ_know_the_same(one: list[Entry], two: list[Entry]):
     here, there = Shared(one), Shared(two)
     buckets = differing(here.digests.texts(), there.digests.texts())
     here.take(there.within(buckets))
@@ -93,7 +93,8 @@ def test_what_is_forgotten_leaves_no_trace_in_the_digests(entries: list[Entry]):
     for name in [key(entry) for entry in shared]:
         shared.forget(name)
     assert shared.digests == Shared().digests
-    assert not list(shared) and not shared.apps
+    assert not list(shared)
+    assert not shared.apps
 
 
 def test_queues_are_found_by_their_app():
@@ -133,7 +134,8 @@ def test_a_stamp_is_the_time_of_writing_while_clocks_agree():
     time = tick(0, 1_800_000_000.25)
     assert Stamp(time, "one").wall == 1_800_000_000.25
     assert tick(time, 1_800_000_000.25) == time + 1
-    assert at(4e9) < 2**63 and COUNTER_BITS == 16
+    assert at(4e9) < 2**63
+    assert COUNTER_BITS == 16
 
 
 def test_a_stamp_of_a_broken_clock_is_not_believed():

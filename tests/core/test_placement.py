@@ -123,6 +123,47 @@ def test_for_many_creates_three_branches_each_are_asked_at_once() -> None:
     assert len(set(action.branches)) == 20 * DRAWN
 
 
+def asking(one: Placement, told: Room) -> tuple[list[str], Action | None]:
+    """The branches that are asked while all answer the same, and what follows."""
+    asked: list[str] = []
+    action = one.begin()
+    while isinstance(action, Ask):
+        asked += action.branches
+        for branch in action.branches:
+            action = one.on(Answered(branch, told))
+    return asked, action
+
+
+def test_eight_rounds_are_asked_each_of_branches_that_were_not_asked_before() -> None:
+    one = placement(announcement(str(number)) for number in range(60))
+    asked, action = asking(one, Room(8, 8, 0.0, 0, "no-room: full"))
+    assert len(set(asked)) == len(asked) == TRIES * DRAWN
+    error = failed(action)
+    assert isinstance(error, NoCapacity)
+    assert error.detail.endswith("; and 4 more")
+
+
+def test_it_is_offered_to_eight_branches() -> None:
+    one = placement(announcement(str(number)) for number in range(60))
+    _, action = asking(one, room())
+    targets = []
+    while not isinstance(action, Failed):
+        if isinstance(action, Ask):
+            actions = [one.on(Answered(branch, room())) for branch in action.branches]
+            action = actions[-1]
+        assert isinstance(action, Offer)
+        targets.append(action.target)
+        action = one.on(Refused(Refusal(Reason.GUARD, "no")))
+    assert len(set(targets)) == len(targets) == TRIES
+
+
+def test_of_more_values_than_are_asked_chance_decides() -> None:
+    branches = [announcement(f"{zone}{number}", zone=zone) for zone in "abcdefghijklmnop" for number in range(3)]
+    fitting, chance = Candidates(branches).fitting({}), Random(1).random
+    drawn = {branch.labels["zone"] for _ in range(20) for branch in fitting.draw(ALL_ASKED, (), chance, "zone")}
+    assert drawn == set("abcdefghijklmnop")
+
+
 # How long to wait
 
 
@@ -149,6 +190,20 @@ def test_once_it_has_waited_without_room_it_takes_the_first_that_has_some() -> N
     assert one.on(Answered("b", Room(8, 8, 0.0, 0, "no-room: full"))) is None
     assert one.on(Sign.WAITED) is None
     assert one.on(Answered("c", room(reserved=7))) == Offer("c")
+
+
+def test_each_round_of_asking_is_waited_for() -> None:
+    one = placement(announcement(str(number)) for number in range(20))
+    ask = one.begin()
+    assert isinstance(ask, Ask)
+    one.on(Sign.WAITED)
+    for branch in ask.branches:
+        again = one.on(Answered(branch, Room(8, 8, 0.0, 0, "no-room: full")))
+    assert isinstance(again, Ask)
+    first, second, third = again.branches
+    assert one.on(Answered(first, room(reserved=5))) is None
+    assert one.on(Answered(second, room(reserved=1))) is None
+    assert one.on(Answered(third, room(reserved=3))) == Offer(second)
 
 
 # Whom to offer it to
@@ -188,6 +243,27 @@ def test_it_is_offered_above_the_slots_only_where_all_others_refused() -> None:
     one = placement(map(announcement, rooms), books=books)
     assert answered(one, rooms) == Offer("b")
     assert one.on(Refused(Refusal(Reason.NO_ROOM, "full"))) == Offer("a")
+
+
+def test_before_that_others_are_asked() -> None:
+    books = Books()
+    branches = [announcement(str(number)) for number in range(20)]
+    for branch in branches:
+        books.offer(branch.id, PROBE)
+    asked, action = asking(placement(branches, books=books), room(2, 1))
+    assert len(asked) == 20
+    assert isinstance(action, Offer)
+
+
+def test_what_was_refused_counts_no_more() -> None:
+    books = Books()
+    rooms = {"a": room(16), "b": room(9)}
+    branches = [announcement(name) for name in rooms]
+    one = placement(branches, books=books)
+    assert answered(one, rooms) == Offer("a")
+    assert one.on(Refused(Refusal(Reason.GUARD, "no"))) == Offer("b")
+    assert one.on(Sign.ACCEPTED) == Done("b")
+    assert answered(placement(branches, books=books), rooms) == Offer("a")
 
 
 def test_instances_are_spread_over_the_values_of_a_label() -> None:
@@ -271,6 +347,14 @@ def test_then_it_is_cancelled_and_only_after_that_another_is_tried(second: Sign)
     assert one.on(second) == Cancel("a")
     assert one.on(Sign.CANCEL_ACKNOWLEDGED) == Offer("b")
     assert one.on(Sign.TIMED_OUT) == Offer("b")  # which has two tries of its own
+
+
+def test_that_one_target_was_reached_says_nothing_about_the_next() -> None:
+    one = offered()
+    one.on(Sign.TIMED_OUT)
+    one.on(Sign.TIMED_OUT)
+    assert one.on(Sign.CANCEL_ACKNOWLEDGED) == Offer("b")
+    assert one.on(Sign.NOT_ROUTED) == Offer("c")
 
 
 def test_where_the_cancel_is_not_acknowledged_the_outcome_is_unknown() -> None:

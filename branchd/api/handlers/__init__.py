@@ -1,6 +1,6 @@
 """The handlers, a module for each kind of thing: each maps a call to the service, and what it returns to an answer."""
 
-from branchd.api.handlers import apps, branch, celery, creation, events, instances, logs, queues, tokens
+from branchd.api.handlers import apps, branch, celery, creation, events, instances, logs, operations, queues, tokens
 
 ROUTES = (
     *branch.route,
@@ -12,4 +12,5 @@ ROUTES = (
     *celery.route,
     *logs.route,
     *events.route,
+    *operations.route,
 )

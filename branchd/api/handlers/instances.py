@@ -37,6 +37,7 @@ LABEL: Parameter[tuple[str, ...]] = Parameter(
     "label", text(400, r"[^=]+=.*", "NAME=VALUE"), (), "Only with all of these labels, each NAME=VALUE.", True
 )
 BRANCH: Parameter[str | None] = Parameter("branch", text(255), None, "Only on branches whose name matches.")
+APP: Parameter[str | None] = Parameter("app", text(63), None, "Only of this app.")
 FILTERS = (*PAGE, NAME, STATE, LABEL, BRANCH)
 
 
@@ -50,13 +51,15 @@ class Signal:
     "/v1/instances",
     scope=Scope.READ,
     returns={200: list[Instance]},
-    query=FILTERS,
+    query=(*FILTERS, APP),
     about=About.NEIGHBOURHOOD,
 )
 async def list_all_instances(call: Call) -> web.Response:
     """Instances of all apps, of all branches."""
     instances = call.service.instances.list()
     call.house.encoded.prune(instances)
+    if (app := call.get(APP)) is not None:
+        instances = [instance for instance in instances if instance.app == app]
     return _page(call, instances, await _elsewhere(call))
 
 

@@ -97,6 +97,8 @@ class Gossip:
                 await self.exchange(others[int(self._chance() * len(others))].peer, fan_out=False)
             except (NoRoute, Unavailable) as error:
                 log.debug("not compared", error=error.detail)
+            except Exception:  # what one peer made impossible may be possible with the next
+                log.exception("not compared")
 
     async def _compared(self, _: Address, theirs: Compare) -> Differences:
         """Whole buckets as long as they fit; of one that alone does not fit any part, and the rest another time."""

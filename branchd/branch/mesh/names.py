@@ -63,13 +63,7 @@ class Names:
     """Made before the link is opened; end() comes when it is closed."""
 
     def __init__(
-        self,
-        link: Link,
-        fleet: Fleet,
-        branch: str,
-        *,
-        branches: Callable[[], int],
-        missing: Callable[[], Sequence[str]],
+        self, link: Link, fleet: Fleet, branch: str, *, branches: Callable[[], int], missing: Callable[[], Sequence[str]]
     ) -> None:
         """`branch`: the name of this one. `branches`: how many are known, this one too.
 
@@ -176,8 +170,7 @@ class Names:
         self._fleet.later(self._compare(key))
 
     def _arrived(self, key: Key) -> None:
-        handle = self._waiting.pop(key, None)
-        if handle is not None:
+        if handle := self._waiting.pop(key, None):
             handle.cancel()
 
     async def _handover(self, _: Address, question: Handover) -> Here | None:
@@ -389,8 +382,8 @@ class Names:
         if len(found) > 1:
             candidates = ", ".join(sorted(f"{here.branch}/{key}" for here in found.values()))
             raise Conflict(f"{key} is on {len(found)} branches", f"say which: {candidates}")
-        for address, here in found.items():
-            return address, here
+        if found:
+            return next(iter(found.items()))
         if missing := self._missing():
             raise Unavailable(f"no connected branch has {key}; not connected: {', '.join(sorted(missing))}")
         raise NotFound(f"no branch has {key}", f"branchctl ps '{key.app}:*' lists its instances")

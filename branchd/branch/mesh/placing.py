@@ -270,12 +270,8 @@ class _Create:
                 return
             if self._patience is None:
                 loop = asyncio.get_running_loop()
-                self._patience = loop.call_later(core.PATIENCE, self._out_of_patience)
+                self._patience = loop.call_later(core.PATIENCE, self._heard, Sign.WAITED)
             self._heard(core.Answered(branch, room))
-
-    def _out_of_patience(self) -> None:
-        if self._action is None:
-            self._heard(Sign.WAITED)
 
     def _stop_patience(self) -> None:
         if self._patience is not None:

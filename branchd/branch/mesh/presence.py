@@ -11,20 +11,17 @@ from typing import Any
 
 import structlog
 
+from branchd.branch.mesh.doors import Doors
 from branchd.branch.mesh.link import Link
 from branchd.branch.mesh.watching import Watching
 from branchd.branch.ports import BusState
-from branchd.core.digests import point
 from branchd.core.errors import Conflict, NoAnswer, NoRoute, Unavailable
 from branchd.core.peers import Address, Announcement, BranchState, Down
-from branchd.core.presence import Guard, ahead, doors, due, joining_wait, material, news
+from branchd.core.presence import Guard, ahead, due, joining_wait, material, news
 from branchd.core.roster import Member, Roster
 from branchd.wire.mesh import PROTOCOL, Announce, Gone, Ping, Pong
 
 log = structlog.get_logger(__name__)
-
-#: seconds within which who holds a door answers a joiner's knock
-KNOCK_WITHIN = 1.0
 
 #: peers that a joiner tries before it goes on without what they know; the periodic exchange makes up for that
 JOIN_TRIES = 3
@@ -77,6 +74,7 @@ class Presence:
         self._remember = remember
         self._happened = happened
         self._guard = Guard()
+        self._doors = Doors(link, chance)
         self._watching = Watching(link, clock, chance, lambda: self.roster, lambda: self.absence_doubted, self._found)
         self._others: tuple[Member, ...] | None = None
         self._clocks: dict[str, float] = {}  #: by id, when this daemon's clock showed 0 by theirs, seconds since 1970
@@ -266,7 +264,11 @@ class Presence:
                 await asyncio.sleep(JOIN_AGAIN * (0.5 + self._chance()))
         while True:
             self._poke.clear()
-            pause = max(0.0, self._turn() - self._clock())
+            try:
+                pause = max(0.0, self._turn() - self._clock())
+            except Exception:  # a branch that says nothing more counts as silent, and its instances as lost
+                log.exception("one turn of presence failed")
+                pause = JOIN_AGAIN
             try:
                 async with asyncio.timeout(pause):
                     await self._poke.wait()
@@ -278,10 +280,9 @@ class Presence:
             self._poke.clear()
             await self._poke.wait()
         await self._learn()
-        me = self._link.me.id
-        self.incarnation = max(self.incarnation, self.roster.incarnation(me)) + 1
+        self.incarnation = max(self.incarnation, self.roster.incarnation(self._link.me.id)) + 1
         await self._remember(self.incarnation)
-        await self._link.bind(*doors(point(me)))
+        await self._doors.hold()
         self._first_at = self._clock() + joining_wait(len(self.others()) + 1, self._chance())
         self.joined = True
         self._find_namesakes()
@@ -289,7 +290,7 @@ class Presence:
     async def _learn(self) -> None:
         """From anybody; from nobody where there is none, or none that answers."""
         for _ in range(JOIN_TRIES):
-            peer = await self._knock()
+            peer = await self._doors.knock()
             if peer is None:
                 return
             try:
@@ -298,19 +299,10 @@ class Presence:
             except (NoRoute, NoAnswer) as error:
                 log.info("a peer did not tell what it knows", peer=peer.id, error=error.detail)
 
-    async def _knock(self) -> Address | None:
-        """Any branch that answers; None: there is none."""
-        for key in doors(int(self._chance() * 2**64)):
-            try:
-                return (await self._link.ask_key(key, Ping(), KNOCK_WITHIN))[0]
-            except (NoRoute, NoAnswer):
-                continue
-        return None
-
     async def _return(self) -> None:
         """The connection was lost, and is there again: what happened meanwhile?"""
         try:
-            await self._link.bind(*doors(point(self._link.me.id)))
+            await self._doors.hold()
             for _ in range(JOIN_TRIES):
                 if not (others := self.others()):
                     break
@@ -319,7 +311,7 @@ class Presence:
                     return
                 except (NoRoute, NoAnswer):
                     continue  # it is not back yet, perhaps
-            if (peer := await self._knock()) is not None and peer != self._link.me:
+            if (peer := await self._doors.knock()) is not None and peer != self._link.me:
                 await self._exchange(peer, True)
         except (NoRoute, Unavailable) as error:
             log.info("nobody told what happened meanwhile", error=error.detail)

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from branchd.cli.demo.steps import Failed, until
 from branchd.client import BranchdClient, Unreachable
@@ -16,8 +18,11 @@ PATIENCE = 60.0
 
 
 class Daemon:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "demo", settings: Mapping[str, str] = MappingProxyType({})) -> None:
+        """`settings`: variables of the daemon's environment, for a broker's URL has a password."""
         self.folder = folder
+        self.name = name
+        self._settings = settings
         self.socket = folder / "run" / "api.sock"
         self.client = BranchdClient(f"unix:{self.socket}")
         self._process: subprocess.Popen[bytes] | None = None
@@ -39,11 +44,13 @@ class Daemon:
 
     def _launch(self) -> None:
         command = [
-            sys.executable, "-m", "branchd.cli.daemon", "run", "--name", "demo", "--listen", f"unix:{self.socket}",
+            sys.executable, "-m", "branchd.cli.daemon", "run", "--name", self.name, "--listen", f"unix:{self.socket}",
             "--state", str(self.folder / "state"), "--run", str(self.folder / "run"),
         ]  # fmt: skip
         # What the caller has configured for a branch of his own is not meant for this one.
         env = {name: value for name, value in os.environ.items() if not name.startswith("BRANCHD_")}
+        env.update(self._settings)
+        self.folder.mkdir(exist_ok=True)
         with open(self.folder / "branchd.log", "ab") as log:
             self._process = subprocess.Popen(
                 command, env=env, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -85,5 +92,7 @@ class Daemon:
             return self._process.wait(PATIENCE)
 
     def last_words(self, lines: int = 20) -> str:
-        text = (self.folder / "branchd.log").read_text(errors="replace")
+        """ "" where it was not started."""
+        log = self.folder / "branchd.log"
+        text = log.read_text(errors="replace") if log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])

@@ -7,14 +7,12 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
+from branchd.cli.demo.asking import WORKER, Asking, shop
 from branchd.cli.demo.daemon import Daemon
+from branchd.cli.demo.processes import alive
 from branchd.cli.demo.steps import Failed, Voice, until
-
-#: seconds that a Celery worker has to become ready on a busy machine
-WORKER = 60.0
 
 #: the application's own program, run under its own interpreter: sends tasks and prints their results as JSON
 SEND = """
@@ -32,10 +30,12 @@ class Tour:
         self._daemon = daemon
         self._client = daemon.client
         self._broker = broker
+        self._asking = Asking(daemon.client, voice)
         self._voice = voice
         #: names of queues that nobody else on that broker uses
         self._queue = f"branchd-demo-{secrets.token_hex(4)}"
         self._bulk = f"{self._queue}-bulk"
+        self._shop = shop(daemon.folder, self._queue, broker)
 
     async def run(self) -> None:
         await self._start()
@@ -57,19 +57,17 @@ class Tour:
 
     async def _create(self) -> None:
         self._voice.step("Create apps and instances by HTTP: two Celery workers, a plain program, one that crashes")
-        await self._put("/v1/apps/shop", {
-            "application": "shop", "directory": str(self._daemon.folder), "python": sys.executable,
-            "env": self._environment, **({"broker": self._broker} if self._broker else {}),
-        })  # fmt: skip
-        await self._put("/v1/apps/tools", {"kind": "command", "env": {"GREETING": "hello"}})
-        await self._post("shop", {"name": "mail-1", "autoscale": {"min": 1, "max": 2}})
-        await self._post("shop", {"name": "mail-2", "pool": "threads", "concurrency": 4})
-        await self._post("tools", {"name": "clock", "command": [
+        await self._asking.put_app("shop", self._shop)
+        await self._asking.put_app("tools", {"kind": "command", "env": {"GREETING": "hello"}})
+        await self._asking.create("shop", {"name": "mail-1", "autoscale": {"min": 1, "max": 2}})
+        await self._asking.create("shop", {"name": "mail-2", "pool": "threads", "concurrency": 4})
+        await self._asking.create("tools", {"name": "clock", "command": [
             "/bin/sh", "-c", 'while :; do echo "$GREETING, it is $(date +%T)"; sleep 1; done']})  # fmt: skip
-        await self._post("tools", {"name": "crasher", "command": ["/bin/sh", "-c", "echo no disk today >&2; exit 3"],
-                                   "restart": {"max_restarts": 3, "ceiling": 0.2}})  # fmt: skip
+        await self._asking.create("tools", {
+            "name": "crasher", "command": ["/bin/sh", "-c", "echo no disk today >&2; exit 3"],
+            "restart": {"max_restarts": 3, "ceiling": 0.2}})  # fmt: skip
         for app, name in (("shop", "mail-1"), ("shop", "mail-2"), ("tools", "clock")):
-            status = await self._running(app, name)
+            status = await self._asking.running(app, name)
             self._voice.came(f"{app}:{name}  {status['state']}  pid {status['pid']}")
         self._voice.holds(True, "both workers are connected to their broker and ready")
 
@@ -82,7 +80,7 @@ class Tour:
 
     async def _consumer(self) -> None:
         self._voice.step("Add a consumer at run time")
-        await self._put(f"/v1/apps/shop/queues/{self._bulk}", {"exchange": self._bulk, "routing_key": "bulk"})
+        await self._asking.put_queue("shop", self._bulk, {"exchange": self._bulk, "routing_key": "bulk"})
         self._voice.did(f"PUT /v1/apps/shop/instances/mail-1/queues/{self._bulk}")
         consumer = await self._client.add_consumer("shop", "mail-1", self._bulk)
         self._voice.came(consumer)
@@ -105,20 +103,20 @@ class Tour:
 
     async def _kill_worker(self) -> None:
         self._voice.step("kill -9 a worker")
-        before = (await self._status("shop", "mail-1"))["pid"]
+        before = (await self._asking.status("shop", "mail-1"))["pid"]
         self._voice.did(f"kill -9 {before}")
         began = time.monotonic()
         os.kill(before, signal.SIGKILL)
 
         async def replaced() -> Any:
-            status = await self._status("shop", "mail-1")
+            status = await self._asking.status("shop", "mail-1")
             return status if status["pid"] not in (None, before) else None
 
         status = await until(replaced, 10, "a new process")
         self._voice.holds(
             True, f"its replacement, pid {status['pid']}, after {(time.monotonic() - began) * 1000:.0f} ms"
         )
-        await self._running("shop", "mail-1")
+        await self._asking.running("shop", "mail-1")
         self._voice.holds(True, f"ready again after {time.monotonic() - began:.1f} s; it ended: {status['last_exit']}")
 
         async def as_wanted() -> bool:
@@ -136,7 +134,7 @@ class Tour:
         self._voice.step("Look at the program that crashes on purpose")
 
         async def fatal() -> Any:
-            status = await self._status("tools", "crasher")
+            status = await self._asking.status("tools", "crasher")
             return status if status["state"] == "FATAL" else None
 
         status = await until(fatal, 30, "the crasher to be given up")
@@ -147,67 +145,31 @@ class Tour:
 
     async def _kill_daemon(self) -> None:
         self._voice.step("kill -9 the daemon")
-        before = await self._pids()
+        before = await self._asking.pids()
         self._voice.did(f"kill -9 {self._daemon.pid}")
         self._daemon.kill()
-        self._voice.holds(all(map(_alive, before.values())), f"all workers go on without it: {before}")
+        self._voice.holds(all(map(alive, before.values())), f"all workers go on without it: {before}")
         results = await self._send(None, [("add", [20, 22])])
         self._voice.holds(results == [42], "and do their work: 20 + 22 = 42")
         self._voice.did("branchd run")
         took = await self._daemon.start()
-        after = await self._pids()
+        after = await self._asking.pids()
         self._voice.came(after)
         self._voice.holds(after == before, f"started again in {took * 1000:.0f} ms: the same pids, adopted")
         self._voice.holds(
-            (await self._status("tools", "crasher"))["state"] == "FATAL", "and the crasher is still FATAL"
+            (await self._asking.status("tools", "crasher"))["state"] == "FATAL", "and the crasher is still FATAL"
         )
-        await self._running("shop", "mail-1")
+        await self._asking.running("shop", "mail-1")
         os.kill(after["tools:clock"], signal.SIGKILL)
 
         async def supervised() -> bool:
-            return (await self._pids()).get("tools:clock") not in (None, after["tools:clock"])
+            return (await self._asking.pids()).get("tools:clock") not in (None, after["tools:clock"])
 
         await until(supervised, 10, "the adopted program to be started again")
         self._voice.holds(True, "and supervised again: the clock was killed, and runs")
 
-    # How it is asked
-
-    @property
-    def _environment(self) -> Mapping[str, str]:
-        return {"SHOP_FOLDER": str(self._daemon.folder / "shop"), "SHOP_QUEUE": self._queue}
-
-    async def _put(self, path: str, body: Mapping[str, Any]) -> None:
-        shown = {name: "<hidden>" if name == "broker" else value for name, value in body.items()}
-        self._voice.did(f"PUT {path} {json.dumps(shown)}")
-        match path.split("/")[3:]:
-            case [app]:
-                await self._client.put_app(app, dict(body))
-            case [app, _, queue]:
-                await self._client.put_queue(app, queue, dict(body))
-
-    async def _post(self, app: str, body: Mapping[str, Any]) -> None:
-        self._voice.did(f"POST /v1/apps/{app}/instances {json.dumps(body)}")
-        await self._client.create_instance(app, dict(body))
-
-    async def _status(self, app: str, name: str) -> Any:
-        return (await self._client.instance(app, name))["status"]
-
-    async def _running(self, app: str, name: str) -> Any:
-        async def ready() -> Any:
-            status = await self._status(app, name)
-            if status["state"] == "FATAL":
-                raise Failed(f"{app}:{name} is FATAL: {status['reason']}")
-            truths = {condition["type"]: condition["status"] for condition in status["conditions"]}
-            return status if truths["Ready"] == "True" and status["state"] == "RUNNING" else None
-
-        return await until(ready, WORKER, f"{app}:{name} to be ready")
-
-    async def _pids(self) -> dict[str, int]:
-        items = (await self._client.instances())["items"]
-        return {f"{item['app']}:{item['name']}": item["status"]["pid"] for item in items if item["status"]["pid"]}
-
     async def _send(self, queue: str | None, jobs: list[tuple[str, list[Any]]]) -> Any:
-        env = {**os.environ, **self._environment, **({"CELERY_BROKER_URL": self._broker} if self._broker else {})}
+        env = {**os.environ, **self._shop["env"], **({"CELERY_BROKER_URL": self._broker} if self._broker else {})}
         sender = await asyncio.create_subprocess_exec(
             sys.executable, "-c", SEND, json.dumps([queue, jobs]), cwd=self._daemon.folder, env=env,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -221,12 +183,3 @@ class Tour:
         if sender.returncode != 0:
             raise Failed(f"the tasks did not come back:\n{errors.decode(errors='replace')[-2000:]}")
         return json.loads(output)
-
-
-def _alive(pid: int) -> bool:
-    """A zombie answers kill(pid, 0) as well: ask for its state."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
