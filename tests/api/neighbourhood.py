@@ -19,6 +19,7 @@ from branchd.branch.mesh.placing import Made
 from branchd.branch.service import Service
 from branchd.cli.loopback import Loopback
 from branchd.core.access import Principal, Scope
+from branchd.core.capacity import Capacity
 from branchd.core.errors import BranchdError, Conflict, NotFound, Unavailable
 from branchd.core.peers import Address, Announcement, BranchState
 from branchd.core.values import Key
@@ -80,6 +81,8 @@ class Directory:
 
     def __init__(self, all_of_them: Neighbourhood, me: str, carrier: Carrier) -> None:
         self.carrier = carrier
+        self.capacity = Capacity(16, 0)
+        self.state = BranchState.UP
         self._all = all_of_them
         self._me = me
 

@@ -20,7 +20,7 @@ MEGABYTE = b"x" * (1 << 20)
 
 
 def path_of(route: Route) -> str:
-    names = {"app": "shop", "instance": "web-1", "queue": "mail", "branch": "here", "id": "0"}
+    names = {"app": "shop", "instance": "web-1", "queue": "mail", "branch": "here", "id": "0", "operation": "0"}
     return route.path.format(**names)
 
 

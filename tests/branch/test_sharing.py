@@ -534,6 +534,21 @@ async def test_what_the_disk_does_not_take_is_not_believed_and_comes_again():
         assert agree(a, b, c)
 
 
+@simulate
+async def test_the_oldest_of_too_many_tombstones_are_forgotten_on_disk_too():
+    broker = MemoryBroker()
+    async with branches(Branch(broker, 0), Branch(broker, 1)) as (a, b):
+        for branch in (a, b):
+            branch.definitions.entries._most_tombstones = 2
+        for name in ("web", "post", "shop"):
+            await a.apps.put(name, WEB)
+            await a.apps.delete(name)
+            await asyncio.sleep(1)
+        for branch in (a, b):
+            assert {entry.app for entry in branch.store.load().entries} == {"post", "shop"}
+        assert a.sharing.digests() == b.sharing.digests()
+
+
 def test_entries_are_sent_in_portions_that_fit_into_messages():
     def entry(name: str, length: int) -> Entry:
         return Entry(EntryKind.APP, name, "", Stamp(1, "a"), {"spec": {"x": "x" * length}})

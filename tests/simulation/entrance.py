@@ -6,12 +6,16 @@ Everything else looks at stores and processes, from the outside.
 from collections.abc import Mapping
 from typing import Any
 
-from branchd.branch.mesh.link import Link
+from branchd.branch.mesh.mesh import Membership, Mesh
 from branchd.branch.ports import Bus
+from branchd.branch.records import Snapshot
 from branchd.branch.service import Service
+from branchd.branch.world import Policies, World
 from branchd.core.access import Principal, Scope
+from branchd.core.errors import BranchdError, NotFound, OutcomeUnknown
 from branchd.core.peers import Address
 from branchd.wire.sealing import Seal
+from tests.simulation.door import SimulatedDoor
 
 #: who asks for everything here
 OPERATOR = Principal("operator", Scope.ADMIN)
@@ -20,24 +24,32 @@ OPERATOR = Principal("operator", Scope.ADMIN)
 class Entrance:
     """One branch in one life. What it raises is what the operation raises; without a bus it is in local mode."""
 
-    def __init__(self, service: Service, bus: Bus | None, seal: Seal, me: Address) -> None:
-        self.service = service
-        self._link = Link(bus, seal, me) if bus is not None else None
+    def __init__(
+        self, world: World, policies: Policies, snapshot: Snapshot, bus: Bus | None, seal: Seal, me: Address
+    ) -> None:
+        door = SimulatedDoor()
+        membership = None if bus is None else Membership(bus, seal, me, door, "", "")
+        self.service = door.service = Service(world, policies, snapshot, "", "0.0.0", membership)
+
+    @property
+    def mesh(self) -> Mesh | None:
+        return self.service.mesh
 
     async def begin(self) -> None:
         await self.service.begin()
-        if self._link is not None:
-            await self._link.open()
 
     async def end(self) -> None:
         await self.service.end()
-        if self._link is not None:
-            await self._link.close()
 
     async def create(self, app: str, body: Mapping[str, Any], key: str | None) -> tuple[str, bool]:
         """The instance's name, and whether this call made it."""
-        made, new = await self.service.instances.create(OPERATOR, app, dict(body), key)
-        return made.name, new
+        if self.mesh is None:
+            made, new = await self.service.instances.create(OPERATOR, app, dict(body), key)
+            return made.name, new
+        [placed] = await self.mesh.create(OPERATOR, app, dict(body), [key])
+        if isinstance(placed, BranchdError):
+            raise placed
+        return placed.instance["name"], placed.made
 
     async def create_pinned(self, app: str, body: Mapping[str, Any]) -> str:
         made, _ = await self.service.instances.create(OPERATOR, app, dict(body))
@@ -45,7 +57,20 @@ class Entrance:
 
     async def delete(self, app: str, name: str) -> None:
         """Wherever it is; it has begun when this returns."""
-        await self.service.instances.delete(app, name)
+        try:
+            await self.service.instances.delete(app, name)
+        except NotFound:
+            if self.mesh is None:
+                raise
+            await self._delete_there(self.mesh, app, name)
+
+    async def _delete_there(self, mesh: Mesh, app: str, name: str) -> None:
+        owner = await mesh.locate(app, name)
+        async with mesh.carrier.carry(owner, OPERATOR, "DELETE", f"/v1/apps/{app}/instances/{name}", {}) as served:
+            if served.status == 404:
+                raise NotFound("it is not there any more")
+            if served.status >= 300:
+                raise OutcomeUnknown(f"it answered {served.status}")
 
     async def put_app(self, app: str, spec: Mapping[str, Any]) -> None:
         await self.service.apps.put(app, dict(spec))
@@ -54,12 +79,18 @@ class Entrance:
         await self.service.apps.delete(app, cascade)
 
     async def drain(self) -> None:
-        raise NotImplementedError("the mesh is not there yet")
+        assert self.mesh is not None
+        await self.mesh.draining.begin(OPERATOR, pinned=False)
+
+    async def undrain(self) -> None:
+        assert self.mesh is not None
+        await self.mesh.draining.end()
 
     def incarnations(self) -> Mapping[str, int]:
         """The highest that this branch has seen of each, by id."""
-        return {}
+        return {} if self.mesh is None else {member.id: member.incarnation for member in self.mesh.presence.roster}
 
     def believed(self) -> frozenset[str]:
         """Ids of the branches that this one holds for up, its own included."""
-        return frozenset({self.service.id})
+        others = () if self.mesh is None else self.mesh.presence.others()
+        return frozenset({self.service.id, *(member.id for member in others)})

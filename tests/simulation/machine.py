@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from branchd.branch.ports import BusState
 from branchd.branch.records import Change, Snapshot
-from branchd.branch.service import Service
 from branchd.branch.world import Policies, World
+from branchd.core.access import Scope
 from branchd.core.peers import Address
 from branchd.core.spec import Kind
 from branchd.core.values import Key
@@ -121,13 +121,12 @@ class Machine:
             wall=self.wall,
             chance=self._chance.random,
         )
-        policies = Policies(self.name, {}, self.slots, "{app}:{name}@{branch}", None, None)
+        policies = Policies(self.name, {}, self.slots, "{app}:{name}@{branch}", None, None, Scope.ADMIN)
         me = Address(self.id, f"{self._chance.getrandbits(64):016x}")
         self._bus = self._broker.bus(self.id) if self._broker else None
 
         async def begin() -> Entrance:
-            service = Service(world, policies, self.store.load(), "", "0.0.0")
-            entrance = Entrance(service, self._bus, ClearSeal(me), me)
+            entrance = Entrance(world, policies, self.store.load(), self._bus, ClearSeal(me), me)
             await entrance.begin()
             return entrance
 

@@ -101,7 +101,7 @@ async def patch_app(call: Call) -> web.Response:
     about=About.DEFINITION,
 )
 async def delete_app(call: Call) -> web.Response:
-    """Deletes it. Refuses while it has instances, unless they are to go too; then it answers when they are gone here."""
+    """Deletes it. Refuses while it has instances, unless they go too; then it answers when those here are gone."""
     await call.service.apps.delete(call.path["app"], call.get(CASCADE), app_match(call))
     return nothing()
 

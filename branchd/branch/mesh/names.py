@@ -63,7 +63,13 @@ class Names:
     """Made before the link is opened; end() comes when it is closed."""
 
     def __init__(
-        self, link: Link, fleet: Fleet, branch: str, *, branches: Callable[[], int], missing: Callable[[], Sequence[str]]
+        self,
+        link: Link,
+        fleet: Fleet,
+        branch: str,
+        *,
+        branches: Callable[[], int],
+        missing: Callable[[], Sequence[str]],
     ) -> None:
         """`branch`: the name of this one. `branches`: how many are known, this one too.
 
@@ -231,7 +237,8 @@ class Names:
                 raise Unavailable("the connection to the broker was lost while the name was taken")
 
         try:
-            await self._ask(key, claim)
+            with contextlib.suppress(NoRoute):
+                raise Taken(key, *await self._ask(key, claim))
             await self._link.bind(placed_key(key))
             if connection == self._connections:
                 self._bound.add(placed_key(key))
@@ -245,15 +252,12 @@ class Names:
         if not self._link.definite:
             self._fleet.later(self._compare(key))  # two may have asked at one time
 
-    async def _ask(self, key: Key, claim: Claim) -> None:
-        """Returns where nobody has it. Taken, NoAnswer, Unavailable."""
-        try:
-            holder, here = await self._link.ask_key(placed_key(key), WhereIs(key.app, key.name), ANSWER_WITHIN, claim)
-        except NoRoute:
-            return
+    async def _ask(self, key: Key, claim: Claim | None = None) -> tuple[Address, Here]:
+        """Who has it placed. NoRoute where nobody has, NoAnswer, Unavailable."""
+        holder, here = await self._link.ask_key(placed_key(key), WhereIs(key.app, key.name), ANSWER_WITHIN, claim)
         if not isinstance(here, Here):
             raise Unavailable(f"who holds {key} answers something else")
-        raise Taken(key, holder, here)
+        return holder, here
 
     # Each connection
 
@@ -365,18 +369,12 @@ class Names:
             return self._link.me, mine
         if not self._link.connected:
             raise Unavailable(f"{key} is not on this branch, and no other can be asked: {self._link.state.why}")
-        question = WhereIs(app, name)
-        try:
-            holder, here = await self._link.ask_key(placed_key(key), question, ANSWER_WITHIN)
-        except NoRoute:
-            found = {} if mine is None else {self._link.me: mine}
-            for holder, answer in await self._link.gather(pinned_key(key), question):
-                if isinstance(answer, Here):
-                    found[holder] = answer
-            return self._one(key, found)
-        if not isinstance(here, Here):
-            raise Unavailable(f"who holds {key} answers something else") from None
-        return holder, here
+        with contextlib.suppress(NoRoute):
+            return await self._ask(key)
+        found = {} if mine is None else {self._link.me: mine}
+        answers = await self._link.gather(pinned_key(key), WhereIs(app, name))
+        found |= {holder: here for holder, here in answers if isinstance(here, Here)}
+        return self._one(key, found)
 
     def _one(self, key: Key, found: dict[Address, Here]) -> tuple[Address, Here]:
         if len(found) > 1:

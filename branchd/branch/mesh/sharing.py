@@ -110,7 +110,7 @@ class Sharing:
         self._fleet.reapply(app)
 
     async def settle(self, app: str) -> None:
-        """Where both layers say the same the shared one is enough, unless an instance may not go by it. StorageFailed."""
+        """Where both layers say the same, the shared one is enough; not where an instance may not go by it."""
         if self._definitions.twins(app) and self._suits(app):
             await self._drop_own(app, [])
 

@@ -14,7 +14,7 @@ WORKER = 60.0
 
 
 def shop(folder: Path, queue: str, broker: str | None) -> dict[str, Any]:
-    """The app whose application is shop.py in the folder. `queue`: its default one. `broker`: URL, or None for files."""
+    """The app whose application is shop.py in the folder. `queue`: its default. `broker`: URL, None for files."""
     return {
         "application": "shop", "directory": str(folder), "python": sys.executable,
         "env": {"SHOP_FOLDER": str(folder / "shop"), "SHOP_QUEUE": queue}, **({"broker": broker} if broker else {}),

@@ -1,4 +1,4 @@
-"""The tour of a neighbourhood: several branches on this machine that share a broker, each claim checked as it is made."""
+"""The tour of a neighbourhood: branches on this machine that share a broker, each claim checked as it is made."""
 
 import asyncio
 import os
@@ -18,8 +18,8 @@ from branchd.cli.demo.steps import Failed, Voice, until
 #: of the branches, in this order; they may be as many
 NAMES = ("oak", "elm", "ash", "fir", "yew")
 
-#: slots of the first branch; the second has twice as many, the third three times
-SLOTS = 2
+#: slots of the first branch, and how many each one has more than the one before it: few enough for all to get something
+SLOTS, MORE = 4, 2
 
 #: seconds for branches to find each other, or to find that one is gone, on a busy machine
 PATIENCE = 60.0
@@ -37,8 +37,8 @@ def neighbours(folder: Path, count: int, broker: str | None) -> list[Daemon]:
         "BRANCHD_GUARD_MEMORY": "0", "BRANCHD_GUARD_LOAD": "10000", "BRANCHD_GUARD_DISK": "0",
     }  # fmt: skip
     return [
-        Daemon(folder / name, name, settings | {"BRANCHD_SLOTS": str(SLOTS * number)})
-        for number, name in enumerate(NAMES[:count], 1)
+        Daemon(folder / name, name, settings | {"BRANCHD_SLOTS": str(SLOTS + MORE * number)})
+        for number, name in enumerate(NAMES[:count])
     ]
 
 
@@ -78,9 +78,12 @@ class Neighbourhood:
 
     async def _create(self) -> None:
         first, count = self._first.name, 2 * len(self._daemons)
-        self._voice.step(f"Define an app once, create {count} instances at {first}: each goes where most room is")
+        self._voice.step(f"Define apps once, create instances at {first}: each goes where most room is")
+        await self._asking.put_app("shop", shop(self._folder, self._queue, self._broker))
+        await self._asking.put_queue("shop", "bulk", {"exchange": f"{self._queue}-bulk"})
         await self._asking.put_app("tools", {"kind": "command", "command": [
             "/bin/sh", "-c", 'while :; do echo "hello, it is $(date +%T)"; sleep 1; done']})  # fmt: skip
+        await self._place("shop", {"name": "mail", "pool": "solo"})
         for number in range(count):
             await self._place("tools", {"name": f"clock-{number + 1}"})
         took = set(self._owners.values())
@@ -102,34 +105,31 @@ class Neighbourhood:
         self._voice.came(await self._branchctl(self._second, "ps"))
         await self._complete(self._second)
         self._voice.holds(True, "one branch answers for all: the list is complete, each instance with its branch")
-        app, name = self._one_of(other_than=self._second)
-        self._voice.did(f"GET /v1/apps/{app}/instances/{name}/logs?tail=1")
+        name = self._clock(other_than=self._second)
+        self._voice.did(f"GET /v1/apps/tools/instances/{name}/logs?tail=1")
 
         async def written() -> bytes:
-            return b"".join([piece async for piece in self._second.client.logs(app, name, tail=1)])
+            return b"".join([piece async for piece in self._second.client.logs("tools", name, tail=1)])
 
         line = await until(written, PATIENCE, f"{name} to have written something")
         self._voice.came(line.decode())
-        self._voice.holds(b"hello, it is" in line, f"the log of {name} comes from {self._owners[f'{app}:{name}']}")
+        self._voice.holds(b"hello, it is" in line, f"the log of {name} comes from {self._owners[f'tools:{name}']}")
 
     async def _restart(self) -> None:
-        app, name = self._one_of(other_than=self._first)
-        owner = self._owners[f"{app}:{name}"]
+        name = self._clock(other_than=self._first)
+        owner = self._owners[f"tools:{name}"]
         self._voice.step(f"Restart, at {self._first.name}, an instance of {owner}")
-        before = await self._asking.running(app, name)
-        self._voice.did(f"POST /v1/apps/{app}/instances/{name}/actions/restart")
-        await self._first.client.restart(app, name, wait=PATIENCE)
-        after = await self._asking.running(app, name)
+        before = await self._asking.running("tools", name)
+        self._voice.did(f"POST /v1/apps/tools/instances/{name}/actions/restart")
+        await self._first.client.restart("tools", name, wait=PATIENCE)
+        after = await self._asking.running("tools", name)
         self._voice.holds(after["pid"] != before["pid"], f"pid {before['pid']} is now {after['pid']}, still on {owner}")
 
     async def _worker(self) -> None:
-        self._voice.step(f"Create a Celery worker at {self._first.name}, and give it one more queue to consume from")
-        await self._asking.put_app("shop", shop(self._folder, self._queue, self._broker))
-        await self._asking.put_queue("shop", "bulk", {"exchange": f"{self._queue}-bulk"})
-        await self._place("shop", {"name": "mail", "pool": "solo"})
-        status = await self._asking.running("shop", "mail")
         owner = self._owners["shop:mail"]
-        self._voice.holds(owner != self._first.name, f"it is ready on {owner}, pid {status['pid']}")
+        self._voice.step(f"Give, at {self._first.name}, the Celery worker of {owner} one more queue to consume from")
+        status = await self._asking.running("shop", "mail")
+        self._voice.came(f"shop:mail  {status['state']}  pid {status['pid']}")
         self._voice.did("PUT /v1/apps/shop/instances/mail/queues/bulk")
         consumer = await self._first.client.add_consumer("shop", "mail", "bulk")
         self._voice.came(consumer)
@@ -203,10 +203,9 @@ class Neighbourhood:
     def _without(self, daemon: Daemon) -> dict[str, str]:
         return {name: branch for name, branch in self._owners.items() if branch != daemon.name}
 
-    def _one_of(self, *, other_than: Daemon) -> tuple[str, str]:
-        """App and name of an instance that another branch has."""
-        app, _, name = next(iter(self._without(other_than))).partition(":")
-        return app, name
+    def _clock(self, *, other_than: Daemon) -> str:
+        """The name of one that another branch has."""
+        return next(name.removeprefix("tools:") for name in self._without(other_than) if name.startswith("tools:"))
 
     async def _branchctl(self, daemon: Daemon, *words: str) -> str:
         """What it prints."""
