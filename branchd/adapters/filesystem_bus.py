@@ -256,13 +256,16 @@ class _Channel(filesystem.Channel):  # type: ignore[misc]
                 new.rename(file)
 
     def sweep(self) -> None:
-        """Removes what nobody has read in time, and what is of an earlier boot of the machine."""
-        for path in self._queues.glob("*/*.msg"):
-            if not self._fresh(path.name):
-                path.unlink(missing_ok=True)
+        """Removes what nobody has read in time, half written or not, and what is of an earlier boot of the machine."""
+        for folder in self._queues.iterdir():
+            with suppress(FileNotFoundError):  # its branch has just left
+                for path in folder.iterdir():
+                    if not self._fresh(path.name):
+                        path.unlink(missing_ok=True)
 
     def _fresh(self, name: str) -> bool:
-        return 0 <= time.monotonic_ns() - int(name[:20]) < LIFETIME * 1e9
+        sent = name.lstrip(".")[:20]
+        return sent.isdecimal() and 0 <= time.monotonic_ns() - int(sent) < LIFETIME * 1e9
 
     @contextmanager
     def _locked(self, exchange: str) -> Iterator[None]:

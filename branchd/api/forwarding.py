@@ -152,7 +152,9 @@ async def _asked(
                        f"send it to branch {name_of(mesh, to.id)} itself")  # fmt: skip
     request = call.request
     sent = {name: ",".join(request.headers.getall(name)) for name in request.headers} | dict(headers)
-    carrying = mesh.carrier.carry(to, call.principal, request.method, _target(request), sent, body, patience or ANSWER_WITHIN)
+    carrying = mesh.carrier.carry(
+        to, call.principal, request.method, _target(request), sent, body, patience or ANSWER_WITHIN
+    )
     try:
         async with carrying as served:
             yield served

@@ -31,7 +31,7 @@ class Uncertain(BranchdError):
 @dataclass(frozen=True, slots=True)
 class Pattern:
     text: str
-    branch: str
+    branch: str  #: empty: on whichever there is one
     app: str
     name: str
     bare: bool  #: without an app, and without a wildcard
@@ -43,18 +43,18 @@ class Pattern:
         if match is None:
             raise ValueError(f"{text!r} is not a selector; such as shop:mail-1, shop:* or mail-1")
         bare = match["app"] is None and not _WILD & set(match["name"])
-        return cls(text, match["branch"] or "*", match["app"] or "*", match["name"], bare)
+        return cls(text, match["branch"] or "", match["app"] or "*", match["name"], bare)
 
     @property
     def exact(self) -> bool:
         """Means one instance; without a branch the one of that name."""
-        return not _WILD & set(self.app + self.name) and (self.branch == "*" or not _WILD & set(self.branch))
+        return not _WILD & set(self.branch + self.app + self.name)
 
     def matches(self, instance: Object) -> bool:
         return (
             fnmatchcase(instance["name"], self.name)
             and fnmatchcase(instance["app"], self.app)
-            and fnmatchcase(instance["branch"], self.branch)
+            and fnmatchcase(instance["branch"], self.branch or "*")
         )
 
 
@@ -116,7 +116,7 @@ def select(selection: Selection, instances: Sequence[Object]) -> list[Object]:
         names = dict.fromkeys(label(instances[index]) for index in matching)
         if pattern.bare and len(names) > 1:
             raise Ambiguous(f"{pattern.text} is in several apps", f"one of {', '.join(list(names)[:20])}")
-        if (pattern.bare or pattern.exact) and len(matching) > 1:
+        if (pattern.bare or pattern.exact) and not pattern.branch and len(matching) > 1:
             candidates = ", ".join(f"{instances[index]['branch']}/{label(instances[index])}" for index in matching[:20])
             raise Ambiguous(f"{pattern.text} is on several branches", f"one of {candidates}")
         chosen.update(matching)
@@ -130,7 +130,7 @@ async def find(client: BranchdClient, selection: Selection) -> Found:
     """As select(), over what the API has; where all are named exactly it is asked for them alone. Uncertain."""
     if selection.patterns and all(pattern.exact and not pattern.bare for pattern in selection.patterns):
         names = dict.fromkeys((pattern.branch, pattern.app, pattern.name) for pattern in selection.patterns)
-        asked = [(client if branch == "*" else client.at(branch), app, name) for branch, app, name in names]
+        asked = [(client.at(branch) if branch else client, app, name) for branch, app, name in names]
         try:
             instances = await asyncio.gather(*(one.instance(app, name) for one, app, name in asked))
         except ApiProblem as problem:

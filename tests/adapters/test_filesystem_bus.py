@@ -129,7 +129,11 @@ class TestFilesystemBus(BusConformance):
         folder.unlink()
         await one.connected()
 
-    async def test_what_several_send_at_once_arrives_whole_and_in_order(self, join: Join) -> None:
+    @pytest.mark.parametrize("sweep", [0, 10])
+    async def test_what_several_send_at_once_arrives_whole_and_in_order(
+        self, join: Join, monkeypatch: pytest.MonkeyPatch, sweep: float
+    ) -> None:
+        monkeypatch.setattr("branchd.adapters.filesystem_bus.SWEEP", sweep)
         members = [await join(str(number) * 32) for number in range(4)]
         for number in range(200):
             for member in members:
@@ -139,6 +143,7 @@ class TestFilesystemBus(BusConformance):
             for sender in members:
                 from_it = [body for _, body in member.heard if body.startswith(sender.inbox.encode())]
                 assert from_it == [f"{sender.inbox} {number}".encode() for number in range(200)]
+            assert [state.connected for state in member.states] == [True]
 
     async def test_programs_that_bind_at_once_lose_nothing(self, folder: Path) -> None:
         branches = [f"branch{number}" for number in range(6)]

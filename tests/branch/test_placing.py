@@ -41,6 +41,7 @@ class Target:
     mute: set[type] = field(default_factory=set)  #: kinds of questions that it does not answer, though it does them
     deaf: set[type] = field(default_factory=set)  #: kinds that it never hears
     unavailable: int = 0  #: so many offers it cannot tell the outcome of
+    elsewhere: Address | None = None  #: who has what was made by an earlier try
     strange: bool = False  #: answers a probe with something else
     asked: Counter[type] = field(default_factory=Counter)
     most_at_once: int = 0
@@ -58,7 +59,7 @@ class Target:
         if offer.request in self.cancelled:
             return Refusal(Reason.CANCELLED, "it was cancelled")
         if offer.request in self.made:
-            return Accepted(self._resource(offer.request), made=False)
+            return Accepted(self._resource(offer.request), made=False, owner=self.elsewhere)
         if self.unavailable:
             self.unavailable -= 1
             raise Unavailable("the disk is slow")
@@ -309,7 +310,7 @@ async def test_a_retry_of_what_was_accepted_asks_nobody_but_its_owner() -> None:
 async def test_where_the_target_finds_that_an_earlier_try_made_it_elsewhere_that_branch_is_the_owner() -> None:
     async with Neighbourhood(2, 16, 4) as mesh:
         mesh.targets[1].made["request-web"] = "web"
-        mesh.targets[1].name = "host2"  # what it is told there
+        mesh.targets[1].elsewhere = Address("b2", "boot")
         made = await mesh.placing.place(offer(), PROBE)
         assert (made.made, made.owner.id) == (False, "b2")
 

@@ -60,6 +60,10 @@ async def test_a_selector_may_name_the_branch(town: Town) -> None:
     assert "one of b/shop:nginx, c/shop:nginx" in refused.stderr
     refused = await town.control("stop", "nginx", code=1)
     assert "on several branches" in refused.stderr
+    assert (await town.control("ps", "-o", "name", "*/shop:nginx", code=3)).stdout.split() == [
+        "b/shop:nginx",
+        "c/shop:nginx",
+    ]
     both = await town.control("start", "shop:ngin*")
     assert both.stdout.splitlines() == [line for line in both.stdout.splitlines() if "RUNNING" in line]
     assert [line.split(": ")[0] for line in both.stdout.splitlines()] == ["b/shop:nginx", "c/shop:nginx"]

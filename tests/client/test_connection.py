@@ -118,6 +118,31 @@ async def test_a_list_is_fetched_page_by_page_and_tells_what_is_missing_of_it() 
     assert asked == ["/v1/apps?limit=1000", "/v1/apps?limit=1000&cursor=a+b"]
 
 
+async def test_a_client_of_one_branch_asks_for_it_and_one_that_is_alone_says_so() -> None:
+    asked = []
+
+    def answer(request: bytes) -> bytes:
+        asked.append(request.split(b" ")[1].decode())
+        return plain(b'{"items":[],"next":null}')
+
+    async with serving(answer) as url:
+        client = BranchdClient(url)
+        await client.at("web2").restart("shop", "mail-1", wait=5)
+        await client.at("web2").instances()
+        await client.at("web2").ready()
+        await client.alone().instance("shop", "mail-1")
+        await client.alone().branches(fresh=True)
+        await client.instance("shop", "mail-1")
+    assert asked == [
+        "/v1/apps/shop/instances/mail-1/actions/restart?wait=5s&branch=web2",
+        "/v1/instances?limit=1000&branch=web2",
+        "/readyz",
+        "/v1/apps/shop/instances/mail-1?local=1",
+        "/v1/branches?fresh=1&limit=1000&local=1",
+        "/v1/apps/shop/instances/mail-1",
+    ]
+
+
 async def test_what_is_sent_cannot_break_out_of_its_place() -> None:
     heads = []
 

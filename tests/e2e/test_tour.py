@@ -91,6 +91,40 @@ def test_the_tour_holds_on_rabbitmq(place: Path, tmp_path: Path, rabbitmq: Rabbi
     assert demo.leaves() == []
 
 
+def test_the_tour_of_a_neighbourhood_holds_without_a_server(place: Path, tmp_path: Path) -> None:
+    demo = Demo(place, tmp_path / "output", "--branches", "3", "--exit")
+    assert demo.ends() == 0, demo.output
+    assert "Every step held." in demo.output
+    assert '"unreachable": ["ash"]' in demo.output
+    assert demo.leaves() == []
+
+
+def test_the_tour_of_a_neighbourhood_holds_on_rabbitmq(place: Path, tmp_path: Path, rabbitmq: RabbitMQ) -> None:
+    demo = Demo(place, tmp_path / "output", "--branches", "2", "--exit", "--broker", rabbitmq.url)
+    assert demo.ends() == 0, demo.output
+    assert "Every step held." in demo.output
+    assert rabbitmq.url not in demo.output
+    assert demo.leaves() == []
+
+
+@pytest.mark.parametrize("number", ["1", "6", "many"])
+def test_a_neighbourhood_has_two_to_five_branches(place: Path, tmp_path: Path, number: str) -> None:
+    demo = Demo(place, tmp_path / "output", "--branches", number, "--exit")
+    assert demo.ends() == 2, demo.output
+    assert "Invalid value for '--branches'" in demo.output
+    assert number in demo.output
+    assert demo.leaves() == []
+
+
+def test_an_interrupted_tour_of_a_neighbourhood_stops_all_its_branches(place: Path, tmp_path: Path) -> None:
+    demo = Demo(place, tmp_path / "output", "--branches", "3", "--exit")
+    demo.comes_to('"unreachable": ["ash"]')  # killed, while what it ran goes on
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.ends() == 130, demo.output
+    assert "nothing is left" in demo.output
+    assert demo.leaves() == []
+
+
 @pytest.mark.parametrize(
     ("number", "when"),
     [

@@ -58,7 +58,7 @@ class Several:
     body=NewInstance,
     returns={201: Instance | Several, 207: Several},
     query=(WAIT,),
-    headers={IDEMPOTENCY_KEY: f"The caller's own name for this request, at most {LONGEST_KEY} characters; kept a day."},
+    headers={IDEMPOTENCY_KEY: f"The caller's own name for this request, at most {LONGEST_KEY} characters."},
     raises=(Conflict, NoCapacity, Unavailable),
     about=About.NEW,
 )

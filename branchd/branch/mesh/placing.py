@@ -143,11 +143,6 @@ class Placing:
         """None: it is not in the roster any more."""
         return self._addresses.get(branch)
 
-    def owner(self, accepting: Address, name: str) -> Address:
-        """Of what is on the branch of that name: a target may find that an earlier try made it on another branch."""
-        ids = [id for id, known in self._names.items() if known == name]
-        return accepting if accepting.id in ids or not ids else self._addresses[ids[0]]
-
     def remember(self, request: str, target: str) -> None:
         self._targets[request] = target, self._wall() + REMEMBERED_FOR
         self._targets.move_to_end(request)
@@ -220,9 +215,7 @@ class _Create:
     def _made(self) -> Made:
         assert self._accepted is not None
         assert self._offered is not None
-        instance, made = self._accepted.instance, self._accepted.made
-        owner = self._offered if made else self._placing.owner(self._offered, instance["branch"])
-        return Made(instance, made, owner)
+        return Made(self._accepted.instance, self._accepted.made, self._accepted.owner or self._offered)
 
     def _settle(self, event: core.Event) -> None:
         """Once an offer's end is known: a retry has nothing to find where nothing was made."""
