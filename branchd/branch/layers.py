@@ -13,12 +13,10 @@ from branchd.branch.records import AppRecord, Change, Put, QueueRecord, RemoveAp
 from branchd.core.definitions import Shared
 from branchd.core.errors import Invalid, NotFound
 from branchd.core.faults import name_fault, queue_fault
+from branchd.core.spec import ABSENCE
 from branchd.core.stamps import Entry, EntryKind, Stamp
 from branchd.core.values import QueueDeclaration
 from branchd.wire.decode import decode, encode
-
-#: seconds; a host that restarts brings its instances back in less
-ABSENCE = 60.0
 
 
 class Layers:
@@ -115,9 +113,17 @@ class Layers:
         return {name: _queue_of(entry) for name, entry in self.entries.queues(app).items()}
 
     def replicated(self) -> dict[str, tuple[int, float | None]]:
-        """Of the neighbourhood's apps with replicas: how many, and how long one is missing until it is made again."""
-        counts = {name: entry.value["spec"].get("replicas") for name, entry in self.entries.apps.items() if entry.value}
-        return {name: (count, ABSENCE) for name, count in counts.items() if isinstance(count, int)}
+        """Of the neighbourhood's apps with replicas: how many, and how long one is missing until it is made again.
+
+        None: that it never is. What came from elsewhere may be wrong, and is passed over then.
+        """
+        found: dict[str, tuple[int, float | None]] = {}
+        for name, entry in self.entries.apps.items():
+            spec = entry.value["spec"] if entry.value else {}
+            count, absence = spec.get("replicas"), spec.get("absence", ABSENCE)
+            if isinstance(count, int):
+                found[name] = count, float(absence) if isinstance(absence, int | float) else None
+        return found
 
     # Changes, made here after they were committed
 

@@ -81,9 +81,11 @@ def missing(spec: Spec) -> list[Fault]:
 
 def strayed(own: Mapping[str, object]) -> list[Fault]:
     """What stands in an instance's own spec, and belongs to its app."""
-    if "replicas" in own:
-        return [Fault("/replicas", "an instance has no replicas", "set it in the spec of the app")]
-    return []
+    return [
+        Fault(f"/{name}", "an instance has no replicas", "set it in the spec of the app")
+        for name in ("replicas", "absence")
+        if name in own
+    ]
 
 
 def _escaped(name: str) -> str:
@@ -196,6 +198,8 @@ def _placement_faults(spec: Spec) -> Iterator[Fault]:
         yield fault
     if spec.replicas is not None and not 0 <= spec.replicas <= 1000:
         yield Fault("/replicas", f"{spec.replicas} is out of range", "0 to 1000")
+    if spec.absence != "never" and not 0 <= spec.absence <= 30 * 86400:
+        yield Fault("/absence", f"{spec.absence:g} is out of range", '0 to 2592000 seconds, or "never"')
 
 
 def _label_faults(labels: Mapping[str, str], pointer: str) -> Iterator[Fault]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Literal
 
 _SIZE = re.compile(r"(\d{1,15})\s*(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)?")
 _UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
@@ -15,6 +16,12 @@ _UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB"
 
 #: bytes as a number, or as text with a unit such as "512MiB"
 Size = int | str
+
+#: seconds, or that it never comes to that
+Absence = float | Literal["never"]
+
+#: seconds; a host that restarts brings its instances back in less
+ABSENCE = 60.0
 
 
 class Kind(StrEnum):
@@ -114,6 +121,7 @@ class Spec:
     constraints: Mapping[str, str] = field(default_factory=dict)  #: labels that a branch must have to be chosen
     spread: str | None = None  #: a label of branches, over whose values the app's instances are spread
     replicas: int | None = None  #: of an app alone: instances that the neighbourhood keeps; None: it keeps none
+    absence: Absence = ABSENCE  #: of an app alone: for how long a replica is missing until it is made again elsewhere
     wanted: Wanted = Wanted.UP
 
 
@@ -132,7 +140,7 @@ class Unusable(Spec):
 LIVE = frozenset(
     {
         *("autoscale", "queues", "restart", "stop", "task_stall_limit", "labels", "wanted"),
-        *("weight", "constraints", "spread", "replicas"),
+        *("weight", "constraints", "spread", "replicas", "absence"),
     }
 )
 

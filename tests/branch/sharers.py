@@ -1,6 +1,7 @@
 """Branches that share definitions over a broker in memory, each whole but for the rest of its mesh."""
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,9 @@ from tests.simulation.loop import WallClock
 #: a program of a user that other branches may use
 WEB = {"kind": "command", "command": ["serve"], "user": "worker", "stop": [{"signal": "KILL", "patience": 1}]}
 
+#: each life seals under a boot of its own
+_LIVES = itertools.count()
+
 
 class Branch:
     """One branch of a number; made again of the same store it is its next life."""
@@ -44,6 +48,7 @@ class Branch:
         peer_scope: Scope = Scope.OPERATE, elsewhere: Elsewhere = nowhere, wall: Callable[[], float] | None = None,
     ) -> None:  # fmt: skip
         self.id = f"{number:032x}"
+        self.broker = broker
         self.store = store or MemoryStore(self.id)
         self.wall = WallClock()  #: unless another is given
         self.offset = 0.0
@@ -62,7 +67,7 @@ class Branch:
         self.link: Link | None = None
         self.sharing: Sharing | None = None
         if broker is not None:
-            me = Address(self.id, f"boot-{number}")
+            me = Address(self.id, f"boot-{next(_LIVES)}")
             self.link = Link(broker.bus(self.id), ClearSeal(me), me)
             self.sharing = Sharing(self.link, self.fleet, lambda: self.offset)
         self.apps = Apps(self.fleet, self.sharing, elsewhere)

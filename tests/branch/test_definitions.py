@@ -92,6 +92,12 @@ async def test_replicas_are_those_of_the_neighbourhoods_apps():
     assert some.replicated() == {"web": (2, 60.0)}
 
 
+@pytest.mark.parametrize(("absence", "seconds"), [(5, 5.0), (0.5, 0.5), ("never", None)])
+async def test_how_long_a_replica_is_missed_is_the_apps_to_say(absence: object, seconds: float | None):
+    some = await layers(app_entry(AppRecord("web", {"replicas": 2, "absence": absence}), ONE))
+    assert some.replicated() == {"web": (2, seconds)}
+
+
 def entry(kind: EntryKind, name: str, value: object, app: str = "web") -> Entry:
     return Entry(kind, app, name, ONE, value)  # type: ignore[arg-type]
 

@@ -283,9 +283,15 @@ async def test_a_write_that_comes_after_another_wins_though_its_clock_is_behind(
         await asyncio.sleep(1)
         assert agree(a, b, c)
         assert a.apps.get("web").spec["weight"] == 2
-        # Also in its next life, when it hears nothing anew.
-        later = Branch(None, 1, b.store)
-        assert later.definitions.entries.latest == a.definitions.entries.latest
+        await b.close()
+        later = Branch(b.broker, 1, b.store)  # its next life
+        later.wall.offset = -500.0
+        await later.begin()
+        await later.apps.patch("web", {"weight": 3})
+        await asyncio.sleep(1)
+        assert agree(a, later, c)
+        assert a.apps.get("web").spec["weight"] == 3
+        await later.close()
 
 
 @simulate
@@ -356,13 +362,15 @@ async def test_publishing_makes_it_the_neighbourhoods_with_its_queues():
     async with branches(a, b):
         await a.apps.put("web", WEB)
         await a.queues.put("web", "other", {})
+        for weight in range(3):
+            await a.apps.patch("web", {"weight": weight})
         with pytest.raises(Conflict, match="nothing to publish"):
             await a.apps.publish("web")
         await asyncio.sleep(1)
         published = await b.apps.publish("web")
         await asyncio.sleep(1)
         assert agree(a, b)
-        assert (published.generation, a.apps.get("web").spec["weight"]) == (3, 7)
+        assert (published.generation, a.apps.get("web").spec["weight"]) == (5, 7)
         assert [queue.name for queue in a.queues.list("web")] == ["mail"]
         later = await Branch(None, 1, b.store).begin()
         assert later.view() == b.view()
@@ -430,8 +438,8 @@ async def test_without_a_broker_a_shared_app_becomes_this_branchs_own_when_it_is
         await alone.apps.delete("web")
     with pytest.raises(Conflict, match="no broker"):
         await alone.apps.publish("web")
-    await alone.queues.put("web", "news", {})
     await alone.apps.patch("web", {"weight": 4})
+    await alone.queues.put("web", "news", {})
     assert [queue.name for queue in alone.queues.list("web")] == ["mail", "news"]
     assert (alone.apps.get("web").generation, alone.apps.get("web").conditions[1].status) == (2, "True")
     await alone.close()
@@ -476,6 +484,40 @@ async def test_an_owner_of_live_instances_publishes_a_deleted_app_again():
         assert c.apps.tag("web").startswith(b.id)
         assert one.state is State.RUNNING
         assert "app.deleted" not in b.events()
+
+
+@simulate
+async def test_what_was_deleted_before_its_app_is_not_published_again():
+    async with three() as (broker, a, b, c):
+        await a.apps.put("web", WEB)
+        for name in ("mail", "news", "post"):
+            await a.queues.put("web", name, {})
+        await asyncio.sleep(1)
+        await b.placed("web", "one")
+        broker.partition(b.id, at_once=True)
+        await a.queues.delete("web", "mail")
+        await asyncio.sleep(1)
+        await c.apps.delete("web")
+        await asyncio.sleep(1)
+        broker.heal()
+        await asyncio.sleep(5)
+        await exchange(b, a)
+        await asyncio.sleep(1)
+        assert agree(a, b, c)
+        assert [queue.name for queue in c.queues.list("web")] == ["news", "post"]
+
+
+@simulate
+async def test_a_cascade_that_is_overtaken_by_a_new_definition_takes_nothing():
+    async with three() as (_, a, b, _c):
+        await a.apps.put("web", WEB)
+        await a.apps.delete("web", cascade=True)
+        end = a.definitions.entries.get((EntryKind.APP, "web", ""))
+        await a.apps.put("web", WEB)
+        await asyncio.sleep(1)
+        one = await b.placed("web", "one")
+        await b.sharing._bury(end)
+        assert not one.record.deleting
 
 
 @simulate

@@ -28,6 +28,7 @@ def test_a_field_that_is_as_by_default_is_left_out_so_that_a_later_version_may_h
         {"constraints": {"zone": "b"}},
         {"spread": "zone"},
         {"replicas": 3},
+        {"absence": "never"},
     ],
 )
 def test_what_takes_effect_at_once_needs_no_restart(change: dict[str, object]) -> None:
@@ -40,9 +41,9 @@ def test_everything_else_does(change: dict[str, object]) -> None:
 
 
 def test_what_is_wrong_with_the_placement_is_told_at_once() -> None:
-    wrong = replace(SPEC, weight=-1, constraints={"a/b": "1", "zone": "\n"}, spread="", replicas=1001)
+    wrong = replace(SPEC, weight=-1, constraints={"a/b": "1", "zone": "\n"}, spread="", replicas=1001, absence=-1.0)
     assert [fault.pointer for fault in faults(wrong)] == [
-        *("/weight", "/constraints/a~1b", "/constraints/zone", "/spread", "/replicas")
+        *("/weight", "/constraints/a~1b", "/constraints/zone", "/spread", "/replicas", "/absence")
     ]
 
 
@@ -53,7 +54,19 @@ def test_an_app_may_have_replicas(replicas: int | None) -> None:
 
 def test_an_instance_has_no_replicas_of_its_own_but_its_app_may() -> None:
     program = {"kind": "command", "command": ["serve"]}
-    assert effective({**program, "replicas": 3}, {}).command == ("serve",)
+    assert effective({**program, "replicas": 3, "absence": "never"}, {}).command == ("serve",)
     with pytest.raises(Invalid) as invalid:
-        effective(program, {"replicas": 3})
-    assert [fault.pointer for fault in invalid.value.faults] == ["/replicas"]
+        effective(program, {"replicas": 3, "absence": 5})
+    assert [fault.pointer for fault in invalid.value.faults] == ["/replicas", "/absence"]
+
+
+@pytest.mark.parametrize(("given", "absence"), [({}, 60.0), ({"absence": 5}, 5.0), ({"absence": "never"}, "never")])
+def test_how_long_a_replica_is_missed_is_a_time_or_never(given: dict[str, object], absence: object) -> None:
+    assert effective({"kind": "command", "command": ["serve"], **given}, {}).absence == absence
+
+
+@pytest.mark.parametrize("wrong", ["always", True, -1, 2592001])
+def test_it_is_nothing_else(wrong: object) -> None:
+    with pytest.raises(Invalid) as invalid:
+        effective({"kind": "command", "command": ["serve"], "absence": wrong}, {})
+    assert [fault.pointer for fault in invalid.value.faults] == ["/absence"]

@@ -3,7 +3,7 @@
 Of each ```console block the lines that begin with `$ ` are commands, in one bash for the whole page, in a home of its
 own; a line that ends with a backslash goes on in the next, and so does a here-document, whose lines begin with `> `.
 What the other lines show is for readers. A command that fails ends it, unless the page says so with `|| ...`. PORT is a
-free one, for pages that listen on TCP.
+free one, for pages that listen on TCP; BROKER is the URL of a RabbitMQ, for pages that say that one is needed.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.free_port import free_port
+from tests.rabbitmq import RabbitMQ
 from tests.waiting import until_sync
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +69,7 @@ $ = "nor this"
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_shows_works(page: str, folder: Path) -> None:
+def test_what_a_page_shows_works(page: str, folder: Path, rabbitmq: RabbitMQ) -> None:
     found = commands((ROOT / page).read_text())
     assert found, "it marks nothing to be run: ```console blocks between <!-- run --> and <!-- end -->"
     home = folder / "home"
@@ -76,7 +77,7 @@ def test_what_a_page_shows_works(page: str, folder: Path) -> None:
     env = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(home), "XDG_RUNTIME_DIR": str(home / "run"), "LANG": "C.UTF-8", "TMPDIR": str(home),
-        "PORT": str(free_port()),
+        "PORT": str(free_port()), "BROKER": rabbitmq.url,
     }  # fmt: skip
     script = "set -eo pipefail\n" + "\n".join(found) + "\n"
     with (home / "output").open("w+b") as output:

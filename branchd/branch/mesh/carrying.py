@@ -110,11 +110,20 @@ class Carrier:
         if not self._link.definite:
             raise NoRoute(f"who holds {key} has to be asked for")
         carried = _parcel(principal, method, target, headers, b"")
-        async with self._answer(lambda: self._link.ask_key(key, carried, timeout)) as found:
+        async with self._answer(lambda: self._ask_key(key, carried, timeout)) as found:
             yield found
 
     async def _ask(self, to: Address, carried: Carried, timeout: float) -> tuple[Address, Message]:
-        return to, await self._link.ask(to, carried, timeout)
+        try:
+            return to, await self._link.ask(to, carried, timeout)
+        except NoAnswer:
+            raise NoAnswer(f"branch {self._name_of(to.id)} does not answer") from None
+
+    async def _ask_key(self, key: str, carried: Carried, timeout: float) -> tuple[Address, Message]:
+        try:
+            return await self._link.ask_key(key, carried, timeout)
+        except NoAnswer:
+            raise NoAnswer(f"the branch that has {key.partition('.')[2]} does not answer") from None
 
     @asynccontextmanager
     async def _answer(
