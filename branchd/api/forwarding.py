@@ -23,12 +23,12 @@ from branchd.branch.mesh.names import placed_key
 from branchd.branch.mesh.neighbours import Neighbours, name_of
 from branchd.branch.ports import Served
 from branchd.core.access import Principal
-from branchd.core.errors import BranchdError, NoAnswer, NoRoute, NotFound, OutcomeUnknown, Stale, Unavailable
+from branchd.core.errors import BranchdError, Conflict, NoAnswer, NoRoute, NotFound, OutcomeUnknown, Stale, Unavailable
 from branchd.core.peers import Address
 from branchd.core.spec import Wanted
 from branchd.core.values import Key, Truth
 from branchd.wire import json
-from branchd.wire.resources import ConditionType
+from branchd.wire.resources import ConditionType, Placement
 
 #: headers of an answer: the branch that gave it, and the one that it came by
 OWNER = "Branchd-Owner"
@@ -49,6 +49,9 @@ async def forwarded(call: Call) -> web.StreamResponse | None:
             return await _to_owner(call, mesh, {})
         case About.NEW if (mesh := call.neighbours) is not None and "instance" in call.path and not is_here(call):
             return await _to_owner_if_any(call, mesh)
+        case About.INSTANCE | About.NEW if (mesh := call.neighbours) is not None and "instance" in call.path:
+            to = await _successor(call, mesh)
+            return None if to is None else await carried(call, mesh, to)
         case _:
             return None
 
@@ -85,6 +88,19 @@ def is_here(call: Call) -> bool:
     except NotFound:
         return False
     return True
+
+
+async def _successor(call: Call, mesh: Neighbours) -> Address | None:
+    """Where an instance went of which only the end is still here: its last tasks may take hours. None: nowhere."""
+    app, name = call.path["app"], call.path["instance"]
+    mine = call.service.instances.get(app, name)
+    if not mine.status.deleting or mine.placement is Placement.PINNED:
+        return None
+    try:
+        to = await mesh.locate(app, name)
+    except (NotFound, Conflict, Unavailable):
+        return None
+    return None if to.id == call.service.id else to
 
 
 async def _to_owner(call: Call, mesh: Neighbours, headers: Mapping[str, str]) -> web.StreamResponse | None:

@@ -72,7 +72,8 @@ class Service:
         found = self._world.processes.find(lost) if lost else {}
         for supervisor in supervisors:
             nonce = supervisor.lost[0] if supervisor.lost else ""
-            supervisor.resume(found.get(nonce), nonce in found and found[nonce] is None)
+            held = self.mesh is not None and self.mesh.draining.holds(supervisor)
+            supervisor.resume(found.get(nonce), nonce in found and found[nonce] is None, held=held)
         for supervisor in supervisors:
             await supervisor.idle()
         await self._journal.commit(events=[("branch.started", None, None, {"version": self._version})])

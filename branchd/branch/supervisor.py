@@ -217,8 +217,11 @@ class Supervisor:
         pending = run.nonce and run.identity is None and run.machine.state in (State.STARTING, State.STOPPING)
         return (run.nonce, run.intent) if pending and run.boot == self._world.host.boot else None
 
-    def resume(self, found: Identity | None, ambiguous: bool) -> None:
-        """Once, at the daemon's start: adopts what runs, and goes on from there. `found`: where it was lost."""
+    def resume(self, found: Identity | None, ambiguous: bool, *, held: bool = False) -> None:
+        """Once, at the daemon's start: adopts what runs, and goes on from there. `found`: where it was lost.
+
+        `held`: what does not run is not started now, though it is wanted up.
+        """
         run, machine = self.run, self.machine
         if run.boot != self._world.host.boot:
             # Another boot: nothing of what ran then exists, and no time of then means anything.
@@ -252,7 +255,7 @@ class Supervisor:
         self._arm()
         if self.record.deleting:
             self.retire()
-        elif self.spec.wanted is not self.machine.wanted:
+        elif self.spec.wanted is not self.machine.wanted and not held:
             self.want(self.spec.wanted)
 
     # The mailbox

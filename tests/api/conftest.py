@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
@@ -25,6 +25,9 @@ from tests.fakes.channel import FakeChannel
 from tests.fakes.logs import MemoryLogs
 from tests.fakes.process import BOOT, FakeProcesses
 from tests.fakes.store import MemoryStore
+
+if TYPE_CHECKING:
+    from tests.api.neighbourhood import Neighbourhood
 
 ADMIN = "the-admin-token-of-the-tests"
 
@@ -167,3 +170,13 @@ async def shop(api: Api) -> Api:
     """With an app `shop` whose instances are commands."""
     assert (await api("PUT", "/v1/apps/shop", COMMAND)).status == 201
     return api
+
+
+@pytest.fixture
+async def town(tmp_path: Path) -> AsyncIterator["Neighbourhood"]:
+    """Branches a, b and c, each with the app `shop`; b has web."""
+    from tests.api.neighbourhood import furnish, neighbourhood
+
+    async with neighbourhood(tmp_path, "a", "b", "c") as everybody:
+        await furnish(everybody)
+        yield everybody

@@ -24,7 +24,7 @@ from branchd.core.errors import BranchdError, Conflict, NotFound, Unavailable
 from branchd.core.peers import Address, Announcement, BranchState
 from branchd.core.values import Key
 from branchd.wire.decode import encode
-from tests.api.conftest import Api, House
+from tests.api.conftest import COMMAND, Answer, Api, House
 from tests.fakes.bus import MemoryBroker
 from tests.fakes.seal import ClearSeal
 from tests.fakes.store import MemoryStore
@@ -173,3 +173,21 @@ async def _close(service: Service, house: House, server: Server, link: Link, car
     service.kill()
     await service.end()
     await house.logs.close()
+
+
+#: what `shop` is made of: other branches may define it too
+USER = {**COMMAND, "user": "www"}
+WEB = "/v1/apps/shop/instances/web"
+NEW = "/v1/apps/shop/instances"
+
+
+async def furnish(everybody: Neighbourhood) -> None:
+    """Each branch has the app `shop`, and b has its web."""
+    for member in everybody.members.values():
+        assert (await member.api("PUT", "/v1/apps/shop", USER)).status == 201
+    assert (await everybody["b"].api("PUT", f"{WEB}?local=1&wait=5s", {})).status == 201
+
+
+def way(answer: Answer) -> tuple[int, str | None, str | None]:
+    """Its status, who gave it, and who passed it on."""
+    return answer.status, answer.headers.get("Branchd-Owner"), answer.headers.get("Branchd-Via")

@@ -1,47 +1,17 @@
 """Every operation at every branch: found, carried, answered, and told where it cannot be."""
 
 import asyncio
-import json
-import os
-from collections.abc import AsyncIterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from branchd.api import forwarding, scatter
-from branchd.branch.mesh import carrying
-from branchd.core.access import Scope
+from branchd.api import forwarding
 from branchd.core.errors import NoAnswer, NoCapacity, OutcomeUnknown
-from branchd.core.values import Exit, Key
-from tests.api.conftest import COMMAND, Answer, Api
-from tests.api.neighbourhood import Neighbourhood, neighbourhood
-from tests.api.test_streams import take
+from branchd.core.values import Exit
+from branchd.wire.resources import Placement
+from tests.api.neighbourhood import NEW, WEB, Neighbourhood, way
 from tests.waiting import until
-
-WEB = "/v1/apps/shop/instances/web"
-NEW = "/v1/apps/shop/instances"
-USER = {**COMMAND, "user": "www"}
-NDJSON = {"Accept": "application/x-ndjson"}
-
-
-@pytest.fixture
-async def town(tmp_path: Path) -> AsyncIterator[Neighbourhood]:
-    """a, b and c, each with the app `shop`; b has web."""
-    async with neighbourhood(tmp_path, "a", "b", "c") as everybody:
-        await furnish(everybody)
-        yield everybody
-
-
-async def furnish(everybody: Neighbourhood) -> None:
-    for member in everybody.members.values():
-        assert (await member.api("PUT", "/v1/apps/shop", USER)).status == 201
-    assert (await everybody["b"].api("PUT", f"{WEB}?local=1&wait=5s", {})).status == 201
-
-
-def way(answer: Answer) -> tuple[int, str | None, str | None]:
-    return answer.status, answer.headers.get("Branchd-Owner"), answer.headers.get("Branchd-Via")
-
 
 # Operations on an instance
 
@@ -125,6 +95,20 @@ async def test_a_branch_is_chosen_by_its_name_or_id(town: Neighbourhood) -> None
 async def test_one_that_is_here_is_served_here(town: Neighbourhood) -> None:
     assert way(await town["b"].api("POST", f"{WEB}/actions/stop?wait=5s")) == (200, "b", None)
     assert town.located == 0
+
+
+async def test_one_that_has_moved_and_only_stops_here_is_its_new_owners(
+    town: Neighbourhood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await town["a"].api("PUT", f"{WEB}?local=1&wait=5s", {})
+    here = town["a"].service.instances
+    old = here.get("shop", "web")
+    gone = replace(old, placement=Placement.PLACED, status=replace(old.status, deleting=True))
+    monkeypatch.setattr(here, "get", lambda *_: gone)
+    town.misled = [town["b"].address.id] * 2
+    assert way(await town["a"].api("POST", f"{WEB}/actions/stop?wait=5s")) == (200, "b", "a")
+    assert way(await town["a"].api("PUT", WEB, {"weight": 2})) == (200, "b", "a")
+    assert (await town["a"].api("GET", WEB)).json["status"]["deleting"] is True  # where nobody is found: Conflict
 
 
 # What cannot be told
@@ -283,282 +267,3 @@ async def test_what_keeps_a_placement_is_told(
     monkeypatch.setattr(town["a"].mesh, "create", create)
     answer = await town["a"].api("POST", NEW, {})
     assert (answer.status, answer.slug, answer.json.get("outcome")) == (status, slug, outcome)
-
-
-# Lists
-
-
-async def test_lists_show_all_branches_in_pages_that_fit_together(town: Neighbourhood) -> None:
-    for member, name in (("a", "x"), ("b", "x"), ("c", "x"), ("a", "z"), ("c", "a")):
-        await town[member].api("PUT", f"{NEW}/{name}?local=1", {"labels": {"on": member}})
-    everything = [("a", "c"), ("web", "b"), ("x", "a"), ("x", "b"), ("x", "c"), ("z", "a")]
-    for path in ("/v1/instances", NEW):
-        seen, cursor = [], ""
-        while True:
-            page = (await town["b"].api("GET", f"{path}?limit=2{cursor}")).json
-            assert (len(page["items"]), page["partial"], page["unreachable"]) == (2, False, [])
-            seen += [(one["name"], one["branch"]) for one in page["items"]]
-            if page["next"] is None:
-                break
-            cursor = f"&cursor={page['next']}"
-        assert seen == everything
-    for query, expected in (
-        ("branch=a", [("x", "a"), ("z", "a")]),
-        ("name=x&branch=[bc]", [("x", "b"), ("x", "c")]),
-        ("label=on=c", [("a", "c"), ("x", "c")]),
-        ("state=STOPPED", []),
-    ):
-        found = (await town["a"].api("GET", f"/v1/instances?{query}")).json["items"]
-        assert [(one["name"], one["branch"]) for one in found] == expected, query
-
-
-async def test_who_does_not_answer_is_named_where_it_is_asked(
-    town: Neighbourhood, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scatter, "PATIENCE", 0.2)
-    town.silent = {"c"}
-    page = (await town["a"].api("GET", "/v1/instances")).json
-    assert ([one["name"] for one in page["items"]], page["partial"], page["unreachable"]) == (["web"], True, ["c"])
-    town.cut("b")
-    page = (await town["a"].api("GET", "/v1/instances")).json
-    assert (page["items"], page["unreachable"]) == ([], ["b", "c"])
-    page = (await town["a"].api("GET", "/v1/instances?branch=a")).json
-    assert (page["partial"], page["unreachable"]) == (False, [])
-    fresh = (await town["a"].api("GET", "/v1/branches?fresh=1")).json
-    assert ([one["name"] for one in fresh["items"]], fresh["unreachable"]) == (["a", "b", "c"], ["b", "c"])
-    assert (await town["a"].api("GET", "/v1/apps/none/instances")).json["unreachable"] == ["b", "c"]
-
-
-async def test_an_app_that_only_others_know_has_its_list(town: Neighbourhood) -> None:
-    await town["b"].api("PUT", "/v1/apps/own", USER)
-    assert (await town["a"].api("GET", "/v1/apps/own/instances")).json["items"] == []
-    assert (await town["a"].api("GET", "/v1/apps/none/instances")).slug == "not-found"
-
-
-async def test_branches_are_shown_as_announced_or_as_they_are(town: Neighbourhood) -> None:
-    town.silent = {"c"}
-    a = town["a"].api
-    told = (await a("GET", "/v1/branches")).json
-    assert [(one["name"], one["slots"], one["state"]) for one in told["items"]] == [
-        ("a", 16, "up"),
-        ("b", 99, "up"),
-        ("c", 99, "silent"),
-    ]
-    assert told["items"][1]["seen_at"].startswith("2023-11-14")
-    assert told["partial"] is False
-    fresh = (await a("GET", "/v1/branches?fresh=1")).json
-    assert [(one["name"], one["slots"]) for one in fresh["items"]] == [("a", 16), ("b", 16), ("c", 99)]
-    assert (fresh["partial"], fresh["unreachable"]) == (True, ["c"])
-    assert (await a("GET", "/v1/branches?name=b")).json["items"][0]["id"] == town["b"].service.id
-    for name in ("b", town["b"].service.id):
-        assert (await a("GET", f"/v1/branches/{name}")).json["slots"] == 16
-    town.broker.partition(town["c"].address.id, at_once=True)
-    assert (await a("GET", "/v1/branches/c")).json["state"] == "closed"
-    assert (await a("GET", "/v1/branches/z")).slug == "not-found"
-    assert (await a("GET", "/v1/branches/b?local=1")).slug == "not-found"
-
-
-# Streams
-
-
-async def test_logs_of_a_remote_instance_are_read_and_followed(town: Neighbourhood) -> None:
-    a, house = town["a"].api, town["b"].house
-
-    def write(data: bytes) -> None:
-        with house.logs.open(Key("shop", "web"), True) as (out, _):
-            os.write(out, data)
-
-    write(b"first\n" + b"x" * 100 + b"\n")
-    answer = await a("GET", f"{WEB}/logs?tail=1")
-    assert (way(answer), answer.body) == ((200, "b", "a"), b"x" * 100 + b"\n")
-    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
-    async with a.open("GET", f"{WEB}/logs?follow=1") as response:
-        assert response.headers["Branchd-Owner"] == "b"
-        await take(response, b"first\n")
-        write(b"second\n")
-        await take(response, b"second\n")
-    async with a.open("GET", f"{WEB}/logs?follow=1&tail=1", headers={"Accept": "text/event-stream"}) as response:
-        await take(response, b"data: second\r\n\r\n")
-        await a("DELETE", f"{WEB}?wait=5s")
-        async with asyncio.timeout(10):
-            await response.read()  # it ends with the instance
-
-
-async def test_a_long_log_comes_whole(town: Neighbourhood) -> None:
-    data = b"".join(b"%07d " % number + b"y" * 300 + b"\n" for number in range(9000))
-    with town["b"].house.logs.open(Key("shop", "web"), True) as (out, _):
-        os.write(out, data)
-    answer = await town["a"].api("GET", f"{WEB}/logs?tail=9000")
-    assert answer.body == data
-
-
-async def test_events_of_another_branch_are_a_stream(town: Neighbourhood) -> None:
-    a = town["a"].api
-    told = (await a("GET", "/v1/events?branch=b&after=0&follow=0&type=app.", headers=NDJSON)).body
-    assert [json.loads(line)["type"] for line in told.splitlines()] == ["app.created"]
-    async with a.open("GET", "/v1/events?branch=b&type=app.", headers=NDJSON) as response:
-        await town["b"].api("PUT", "/v1/apps/blog", COMMAND)
-        assert b'"app":"blog"' in await take(response, b"\n")
-    assert (await a("GET", "/v1/events?branch=z")).slug == "not-found"
-
-
-async def test_a_follower_that_leaves_ends_the_stream_at_the_owner(town: Neighbourhood) -> None:
-    async with town["a"].api.open("GET", f"{WEB}/logs?follow=1"):
-        await until(lambda: len(town["b"].mesh.carrier._open) == 1)
-    await until(lambda: len(town["b"].mesh.carrier._open) == 0)
-
-
-async def test_a_follower_is_told_nothing_false_when_the_owner_goes(
-    town: Neighbourhood, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(carrying, "PATIENCE", 0.1)
-    monkeypatch.setattr(carrying, "ANSWER_WITHIN", 0.1)
-    async with town["a"].api.open("GET", f"{WEB}/logs?follow=1") as response:
-        town.broker.partition(town["b"].address.id, at_once=True)
-        with pytest.raises(Exception, match=r"."):  # cut off, which is no end of a log
-            await response.read()
-
-
-# What may not be
-
-
-async def carry(town: Neighbourhood, method: str, path: str, body: Any = None, scope: Scope = Scope.ADMIN) -> Answer:
-    """From a to b, whatever a's own API thinks of it."""
-    from branchd.core.access import Principal
-
-    headers = {"Content-Type": "application/json"} if body is not None else {}
-    data = b"" if body is None else json.dumps(body).encode()
-    carrier = town["a"].mesh.carrier
-    async with carrier.carry(town["b"].address, Principal("token:ci", scope), method, path, headers, data) as served:
-        names = {name.title(): value for name, value in served.headers.items()}
-        return Answer(served.status, names, b"".join([piece async for piece in served.body]))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("GET", "/v1/tokens", None),
-        ("POST", "/v1/tokens", {"name": "x", "scope": "admin"}),
-        ("DELETE", "/v1/tokens/0", None),
-        ("GET", "/v1/whoami", None),
-        ("GET", "/v1/openapi.json", None),
-        ("GET", "/v1/apps", None),
-        ("PUT", "/v1/apps/evil", COMMAND),
-        ("DELETE", "/v1/apps/shop?cascade=1", None),
-        ("PUT", "/v1/apps/shop/queues/x", {}),
-    ],
-)
-async def test_what_is_not_about_instances_or_branches_is_not_carried(
-    method: str, path: str, body: Any, tmp_path: Path
-) -> None:
-    async with neighbourhood(tmp_path, "a", "b", peer_scope=Scope.ADMIN) as town:
-        await furnish(town)
-        answer = await carry(town, method, path, body)
-        assert (answer.status, answer.slug) == (403, "denied")
-        assert "by way of another branch" in answer.json["detail"]
-
-
-async def test_a_carried_request_is_answered_by_that_branch_alone(town: Neighbourhood) -> None:
-    await town["c"].api("PUT", f"{NEW}/nginx?local=1", {})
-    assert (await carry(town, "GET", f"{NEW}/nginx")).slug == "not-found"
-    assert (await carry(town, "GET", f"{NEW}/nginx?branch=c")).slug == "not-found"
-    assert [one["branch"] for one in (await carry(town, "GET", "/v1/instances")).json["items"]] == ["b"]
-    assert [one["name"] for one in (await carry(town, "GET", "/v1/branches?fresh=1")).json["items"]] == ["b"]
-    assert (await carry(town, "GET", "/v1/branches/c")).slug == "not-found"
-    assert (await carry(town, "GET", "/v1/events?branch=c&follow=0")).slug == "not-found"
-    town.chosen = "c"
-    assert (await carry(town, "POST", NEW, {"name": "mail"})).json["branch"] == "b"
-
-
-async def test_who_only_reads_at_his_branch_only_reads_at_others(town: Neighbourhood) -> None:
-    assert (await carry(town, "GET", WEB, scope=Scope.READ)).status == 200
-    denied = await carry(town, "POST", f"{WEB}/actions/stop", scope=Scope.READ)
-    assert (denied.slug, "has read" in denied.json["detail"]) == ("denied", True)
-    assert (await carry(town, "POST", f"{WEB}/actions/start", scope=Scope.OPERATE)).status == 202
-    denied = await carry(town, "PUT", WEB, {}, scope=Scope.OPERATE)
-    assert (denied.slug, "has operate" in denied.json["detail"]) == ("denied", True)
-
-
-async def test_with_peer_scope_read_others_only_read(tmp_path: Path) -> None:
-    async with neighbourhood(tmp_path, "a", "b", peer_scope=Scope.READ) as town:
-        await furnish(town)
-        a = town["a"].api
-        assert way(await a("GET", WEB)) == (200, "b", "a")
-        for method, path, body in (
-            ("POST", f"{WEB}/actions/stop", None),
-            ("PUT", WEB, {}),
-            ("PATCH", WEB, {}),
-            ("DELETE", WEB, None),
-            ("POST", f"{NEW}?branch=b", {}),
-        ):
-            answer = await a(method, path, body)
-            assert (answer.slug, "[auth] peer_scope" in answer.json["hint"]) == ("denied", True)
-
-
-async def test_with_peer_scope_operate_admins_define_what_does_not_run_as_root(town: Neighbourhood) -> None:
-    a, b = town["a"].api, town["b"].api
-    assert (await a("PUT", WEB, {"weight": 2})).status == 200
-    made = await a("POST", f"{NEW}?branch=b", {"name": "x"})
-    assert (made.status, made.json["effective"]["user"]) == (201, "www")
-    for method, path, body in (
-        ("PUT", WEB, {"user": "root"}),
-        ("PATCH", WEB, {"user": "root"}),
-        ("PATCH", WEB, {"group": "disk"}),
-        ("POST", f"{NEW}?branch=b", {"user": "root"}),
-        ("PUT", f"{NEW}/new?branch=b", {"user": "root"}),
-    ):
-        answer = await a(method, path, body)
-        assert (answer.slug, "[auth] peer_scope" in answer.json["hint"]) == ("denied", True), path
-    assert (await b("PATCH", f"{WEB}?local=1", {"user": "root"})).status == 200
-    for method, body in (("PUT", {}), ("PATCH", {"user": None}), ("DELETE", None)):
-        assert (await a(method, WEB, body)).slug == "denied", method
-    assert (await a("POST", f"{WEB}/actions/restart")).status == 202
-
-
-async def test_with_peer_scope_admin_others_define_all(tmp_path: Path) -> None:
-    async with neighbourhood(tmp_path, "a", "b", peer_scope=Scope.ADMIN) as town:
-        await furnish(town)
-        assert (await town["a"].api("PATCH", WEB, {"user": "root"})).status == 200
-        assert (await town["a"].api("DELETE", f"{WEB}?wait=5s")).status == 204
-
-
-# The record
-
-
-async def requests(api: Api) -> list[dict[str, Any]]:
-    lines = (await api("GET", "/v1/events?after=0&follow=0&type=request", headers=NDJSON)).body.splitlines()
-    return [json.loads(line) for line in lines]
-
-
-async def test_a_change_is_recorded_at_both_ends(town: Neighbourhood) -> None:
-    await town["a"].api("POST", f"{WEB}/actions/stop")
-    path = f"{WEB}/actions/stop"
-
-    async def last(name: str) -> dict[str, Any]:
-        return (await requests(town[name].api))[-1]
-
-    for name, via in (("a", None), ("b", "a")):
-        await until(lambda name=name: _is(last(name), path))  # type: ignore[misc]
-        event = await last(name)
-        assert (event["app"], event["instance"]) == ("shop", "web")
-        assert event["data"] == {
-            "principal": "token:admin", "via": via, "method": "POST", "path": path, "status": 202,
-        }  # fmt: skip
-
-
-async def _is(event: Any, path: str) -> bool:
-    return (await event)["data"]["path"] == path
-
-
-async def test_a_refusal_is_recorded_and_what_nobody_known_asks_is_not(town: Neighbourhood) -> None:
-    a = town["a"].api
-    before = len(await requests(a))
-    await a("PUT", "/v1/apps/x", COMMAND, token="wrong")
-    await a("GET", WEB)
-    await a("PUT", "/v1/apps/x", {"weight": -1})
-    await until(lambda: _more(a, before))
-    assert [event["data"]["status"] for event in (await requests(a))[before:]] == [422]
-
-
-async def _more(api: Api, before: int) -> bool:
-    return len(await requests(api)) > before

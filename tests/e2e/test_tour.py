@@ -161,6 +161,18 @@ def test_a_tour_whose_daemon_dies_fails_and_cleans_up(place: Path, tmp_path: Pat
     assert demo.leaves() == []
 
 
+def test_a_tour_that_fails_tells_the_last_words_of_each_branch(place: Path, tmp_path: Path) -> None:
+    demo = Demo(place, tmp_path / "output", "--branches", "2", "--exit")
+    demo.comes_to("POST /v1/apps/shop/instances")
+    daemon = next(pid for pid in processes_of(place) if "--name\0elm" in _arguments(pid))
+    os.kill(daemon, signal.SIGKILL)
+    assert demo.ends() == 1, demo.output
+    assert "FAILED" in demo.output
+    assert "the last words of the daemon of oak:" in demo.output
+    assert "the last words of the daemon of elm:" in demo.output
+    assert demo.leaves() == []
+
+
 def test_a_step_that_does_not_hold_makes_the_tour_fail() -> None:
     # A path too long for a unix socket: the daemon ends at once.
     with tempfile.TemporaryDirectory(prefix="x" * 90) as name, tempfile.TemporaryDirectory() as other:

@@ -13,7 +13,7 @@ from branchd.branch.service import Service
 from branchd.branch.world import Policies, World
 from branchd.core.access import Principal, Scope
 from branchd.core.errors import BranchdError, NotFound, OutcomeUnknown
-from branchd.core.peers import Address
+from branchd.core.peers import Address, BranchState
 from branchd.wire.sealing import Seal
 from tests.simulation.door import SimulatedDoor
 
@@ -89,6 +89,15 @@ class Entrance:
     def incarnations(self) -> Mapping[str, int]:
         """The highest that this branch has seen of each, by id."""
         return {} if self.mesh is None else {member.id: member.incarnation for member in self.mesh.presence.roster}
+
+    def told(self) -> Mapping[str, tuple[int, BranchState]]:
+        """Of each branch that this one holds for up, its own included: its incarnation, and what it said of itself."""
+        assert self.mesh is not None
+        live = (member for member in self.mesh.presence.roster if member.live)
+        return {member.id: (member.announcement.incarnation, member.state) for member in live}
+
+    def draining(self) -> bool:
+        return self.mesh is not None and self.mesh.draining.active
 
     def believed(self) -> frozenset[str]:
         """Ids of the branches that this one holds for up, its own included."""

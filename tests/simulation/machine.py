@@ -60,9 +60,10 @@ class Disk:
 
 
 class Machine:
-    def __init__(self, number: int, broker: MemoryBroker | None, slots: int) -> None:
+    def __init__(self, number: int, broker: MemoryBroker | None, slots: int, id: str = "") -> None:
+        """`id`: of another machine, whose clone this is."""
         self.number = number
-        self.id = f"{number:032x}"
+        self.id = id or f"{number:032x}"
         self.name = f"branch-{number}"
         self.slots = slots
         self.store = MemoryStore(self.id)

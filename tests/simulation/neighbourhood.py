@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
+from branchd.branch.records import Put, Remember
 from branchd.core.errors import BranchdError
 from branchd.core.values import Key
-from tests.fakes.bus import MemoryBroker
+from tests.fakes.bus import Faults, MemoryBroker
 from tests.simulation.life import Crashed
 from tests.simulation.machine import Machine
 from tests.simulation.witness import Created, Witness, now
@@ -35,6 +36,7 @@ class Neighbourhood:
         self.machines: list[Machine] = []
         self._chance = Random(seed)
         self._local = local  #: each branch alone, without a broker
+        self.count = 0  #: without clones
 
     # Branches
 
@@ -47,6 +49,7 @@ class Neighbourhood:
             self.machines.append(machine)
             self.witness.watch(machine)
             new.append(machine)
+        self.count = len(self.machines)
         self._disturb()
         await asyncio.gather(*(machine.start() for machine in new))
 
@@ -67,7 +70,31 @@ class Neighbourhood:
     async def restart(self, *branches: int) -> None:
         """Those that do not run."""
         self._disturb()
-        await asyncio.gather(*(self.machines[branch].start() for branch in branches if not self.machines[branch].up))
+        await asyncio.gather(*(self._restart(self.machines[branch]) for branch in branches))
+
+    async def _restart(self, machine: Machine) -> None:
+        if not machine.up:
+            await machine.start()
+            self.witness.pin_running(machine)
+
+    async def clone(self, branch: int) -> None:
+        """Another machine with the same id, as of a state folder that was copied before it had any instances."""
+        self._disturb()
+        original = self.machines[branch]
+        known = original.store.load()
+        clone = Machine(len(self.machines), self.broker, original.slots, original.id)
+        facts = (Remember(name, value) for name, value in known.facts.items())
+        await clone.store.write(*facts, *map(Put, known.entries))
+        self.machines.append(clone)
+        self.witness.watch(clone)
+        await clone.start()
+
+    async def remove_clones(self) -> None:
+        """They were a mistake; what was placed on them is lost."""
+        for machine in self.machines[self.count :]:
+            self.witness.forget(machine)
+            await machine.close()
+        del self.machines[self.count :]
 
     async def close(self) -> None:
         for machine in self.machines:
@@ -82,9 +109,13 @@ class Neighbourhood:
     def heal(self, *branches: int) -> None:
         """All where none is named; the broker runs after it."""
         self._disturb()
+        self.start_broker()
+        self.broker.heal(*(self.machines[branch].id for branch in branches))
+
+    def start_broker(self) -> None:
+        self._disturb()
         self.broker.start()
         self.broker.resume()
-        self.broker.heal(*(self.machines[branch].id for branch in branches))
 
     def stop_broker(self) -> None:
         self._disturb()
@@ -94,6 +125,10 @@ class Neighbourhood:
         self._disturb()
         self.broker.pause()
 
+    def calm(self) -> None:
+        """The network loses, doubles and delays nothing any more."""
+        self.broker.faults = Faults()
+
     # Time
 
     async def advance(self, seconds: float) -> None:
@@ -102,9 +137,13 @@ class Neighbourhood:
             await asyncio.sleep(min(LOOK, end - now()))
             self.witness.check()
 
+    def quiet_time(self) -> float:
+        """Seconds: until everybody is connected again, and has asked for all its names twice, and 60 more."""
+        return 25 + 0.2 * len(self.placed()) + QUIET
+
     async def quiet(self, seconds: float = QUIET) -> None:
         """Heals all, starts all, waits, and looks whether all is as it should be."""
-        self.broker.faults.loss = self.broker.faults.duplication = self.broker.faults.reordering = 0.0
+        self.calm()
         self.heal()
         await self.restart(*range(len(self.machines)))
         await self.advance(seconds)
@@ -116,8 +155,6 @@ class Neighbourhood:
         self, branch: int, app: str, name: str | None = None, key: str | None = None, **spec: Any
     ) -> str | BranchdError | Crashed:
         """The name of the instance, or why there is none, or none is known of."""
-        if name is not None:
-            self.witness.asks(Key(app, name))
         body = spec if name is None else {"name": name, **spec}
         asked = now()
         try:
@@ -139,12 +176,12 @@ class Neighbourhood:
 
     async def delete(self, branch: int, app: str, name: str) -> BranchdError | Crashed | None:
         key = Key(app, name)
-        self.witness.deletes(key)
+        since = self.witness.deletes(key)
         try:
             await self.machines[branch].call(lambda entrance: entrance.delete(app, name))
         except (BranchdError, Crashed) as error:
             return error
-        self.witness.has_deleted(key)
+        self.witness.has_deleted(key, since)
         return None
 
     async def put_app(self, branch: int, app: str, spec: Mapping[str, Any] = APP) -> BranchdError | Crashed | None:
@@ -156,9 +193,7 @@ class Neighbourhood:
 
     async def delete_app(self, branch: int, app: str, *, cascade: bool = False) -> BranchdError | Crashed | None:
         if cascade:
-            for record in [record for machine in self.machines for record in machine.store.load().instances]:
-                if record.key.app == app:
-                    self.witness.deletes(record.key)
+            self.witness.buries(self.machines[branch], app)
         try:
             await self.machines[branch].call(lambda entrance: entrance.delete_app(app, cascade))
         except (BranchdError, Crashed) as error:
@@ -172,7 +207,19 @@ class Neighbourhood:
             return error
         return None
 
+    async def undrain(self, branch: int) -> BranchdError | Crashed | None:
+        try:
+            await self.machines[branch].call(lambda entrance: entrance.undrain())
+        except (BranchdError, Crashed) as error:
+            return error
+        return None
+
     # What a test may look at
+
+    def placed(self) -> list[Key]:
+        """All that are placed anywhere, whether or not their branches are up."""
+        records = (record for machine in self.machines for record in machine.store.load().instances)
+        return sorted({record.key for record in records if record.placed is not None})
 
     def where(self, app: str, name: str) -> list[int]:
         """The machines on which it runs."""

@@ -109,8 +109,9 @@ async def test_a_witness_sees_what_comes_back():
             await two.put_app(branch, "web")
         stores = [machine.entrance.service._world.store for machine in two.machines]
         await stores[0].write(record("r"))
-        two.witness.deletes(ONE)
+        since = two.witness.deletes(ONE)
         await stores[0].write(record("r", deleting=True))
+        two.witness.has_deleted(ONE, since)
         with pytest.raises(AssertionError, match="6: "):
             await stores[1].write(record("r"))
         newer, older = (Entry(EntryKind.APP, "web", "", Stamp(time, "b"), {}) for time in (2, 1))
@@ -152,8 +153,9 @@ async def test_a_witness_sees_what_runs_twice_or_not_at_all():
         await two.restart(1)
         with pytest.raises(AssertionError, match="5: running more than once"):
             witness._names_run_once(machines)
-        witness.deletes(ONE)
-        witness.has_deleted(ONE)
+        since = witness.deletes(ONE)
+        await machines[0].entrance.service._world.store.write(record("r", deleting=True))
+        witness.has_deleted(ONE, since)
         with pytest.raises(AssertionError, match="6: deleted and running"):
             witness._names_run_once(machines[:1])
 

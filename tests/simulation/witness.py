@@ -6,7 +6,7 @@ of their own. `check()` is called at every step, `check_quiet()` when nothing wa
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,10 +32,12 @@ class Witness:
     machines: list[Machine] = field(default_factory=list)
     created: list[Created] = field(default_factory=list)
     disturbed: float = float("-inf")  #: when a branch or the broker was last hurt or healed
-    _going: set[Key] = field(default_factory=set)  #: whose deletion was asked for, and none was made since
-    _gone: set[Key] = field(default_factory=set)  #: whose deletion was confirmed, and none was asked for since
+    _going: dict[Key, float] = field(default_factory=dict)  #: when its deletion was asked for, and none made since
+    _mortal: set[str] = field(default_factory=set)  #: apps that were deleted with all their instances
     _made: Counter[tuple[int, str]] = field(default_factory=Counter)  #: by machine and request
+    _ended: defaultdict[Key, list[str]] = field(default_factory=lambda: defaultdict(list))  #: requests, in order
     _deleted: set[str] = field(default_factory=set)  #: requests whose instance an operator deleted
+    _elders: dict[str, str] = field(default_factory=dict)  #: of a replacement's request, that of what it replaces
     _incarnations: dict[tuple[int, int, str], int] = field(default_factory=dict)
     _stamps: dict[tuple[int, EntryKind, str, str], Stamp] = field(default_factory=dict)
     _pinned: dict[tuple[int, Key], Identity] = field(default_factory=dict)
@@ -43,6 +45,11 @@ class Witness:
     def watch(self, machine: Machine) -> None:
         self.machines.append(machine)
         machine.on_commit.append(self._committed)
+
+    def forget(self, machine: Machine) -> None:
+        """It is taken away, with all that it had."""
+        self.machines.remove(machine)
+        self._going |= {record.key: now() for record in machine.store.load().instances}
 
     # As it happens
 
@@ -52,8 +59,8 @@ class Witness:
             match change:
                 case Put(InstanceRecord(key=key, placed=placed)) if placed is not None and key not in known:
                     self._accepted(machine, before, key, placed.request)
-                case Put(InstanceRecord(key=key, placed=placed, deleting=True)) if placed and key in self._going:
-                    self._deleted.add(placed.request)
+                case Put(InstanceRecord(key=key, placed=placed, deleting=True)) if placed and not known[key].deleting:
+                    self._ended[key].append(placed.request)
                 case Put(Entry() as entry):
                     self._wrote(machine, entry)
 
@@ -61,6 +68,11 @@ class Witness:
         self._made[machine.number, request] += 1
         assert self._made[machine.number, request] == 1, f"3: request {request} made {key} twice on {machine.name}"
         assert request not in self._deleted, f"6: {key} came back on {machine.name} after it was deleted"
+        for other in self.machines:
+            if other.ready and other.entrance.draining():
+                for record in other.store.load().instances:
+                    if record.key == key and record.placed is not None and record.placed.request != request:
+                        self._elders[request] = record.placed.request
         taken = sum(weights(machine.store.load()).values())
         assert taken <= machine.slots, f"1: {key} on {machine.name} takes it to {taken} of {machine.slots} slots"
 
@@ -72,31 +84,56 @@ class Witness:
 
     # What was asked for
 
-    def asks(self, key: Key) -> None:
-        self._gone.discard(key)
-
-    def deletes(self, key: Key) -> None:
-        self._going.add(key)
+    def deletes(self, key: Key) -> int:
+        """To be given to has_deleted()."""
+        self._going[key] = now()
         for created in self.created:
             if created.key == key and created.deleted is None:
                 created.deleted = now()
+        return len(self._ended[key])
 
-    def has_deleted(self, key: Key) -> None:
-        self._gone.add(key)
+    def has_deleted(self, key: Key, since: int) -> None:
+        self._deleted.update(self._ended[key][since:])
+
+    def buries(self, machine: Machine, app: str) -> None:
+        """An app is deleted with all its instances: placed ones everywhere, pinned ones on this machine."""
+        self._mortal.add(app)
+        self._pinned = {
+            place: identity
+            for place, identity in self._pinned.items()
+            if place[0] != machine.number or place[1].app != app
+        }
+        for key in {created.key for created in self.created if created.key.app == app}:
+            self.deletes(key)
+
+    def deletions(self, app: str) -> int:
+        """How often one of its instances was to be deleted, or all were."""
+        return sum(key.app == app for key in self._going)
 
     def has_created(self, created: Created) -> None:
         """10: of two creates of one name that ran at the same time, or one after the other undisturbed, one is made."""
+        if self._going.get(created.key, created.asked) > created.asked:
+            created.deleted = self._going[created.key]  # before it was answered
         for other in self.created:
             if other.key != created.key or other.answered <= self.disturbed:
                 continue
-            over = other.deleted is not None and other.deleted <= created.answered
+            over = any(one.deleted is not None and one.deleted <= created.answered for one in (other, created))
             assert over, f"10: {created.key} was made twice: {other}, {created}"
-        self._going.discard(created.key)
+        if created.deleted is None:
+            self._going.pop(created.key, None)
         self.created.append(created)
 
     def pin(self, machine: Machine, key: Key) -> None:
         """From now on its process is the one that it has now."""
         self._pinned[machine.number, key] = _identity(machine, key)
+
+    def pin_running(self, machine: Machine) -> None:
+        running = machine.running()
+        for record in machine.store.load().instances:
+            place = machine.number, record.key
+            pinned = record.placed is None and not record.deleting
+            if pinned and record.key in running and place not in self._pinned:
+                self.pin(machine, record.key)
 
     def unpin(self, machine: Machine) -> None:
         """Its power was cut."""
@@ -115,7 +152,8 @@ class Witness:
 
     def _nothing_accepted_is_lost(self) -> None:
         held = {record.key for machine in self.machines for record in machine.store.load().instances}
-        lost = {created.key for created in self.created} - self._going - held
+        lost = {created.key for created in self.created} - self._going.keys() - held
+        lost = {key for key in lost if key.app not in self._mortal}
         assert not lost, f"2: accepted and lost: {lost}"
 
     def _incarnations_rise(self) -> None:
@@ -135,21 +173,28 @@ class Witness:
         assert all(machine.connected for machine in up), [machine.state for machine in up]
         self._names_run_once(up)
         self._all_agree(up)
+        self._no_replica_is_too_many(up)
 
     def _names_run_once(self, up: Iterable[Machine]) -> None:
         running: defaultdict[Key, list[str]] = defaultdict(list)
         wanted: set[Key] = set()
         for machine in up:
-            records = [record for record in machine.store.load().instances if record.placed is not None]
-            placed = {record.key for record in records}
-            wanted |= {record.key for record in records if not record.deleting}
+            placed = {record.key: record.placed for record in machine.store.load().instances if record.placed}
+            wanted |= {record.key for record in machine.store.load().instances if record.placed and not record.deleting}
             for key in machine.running():
                 if key in placed:
                     running[key].append(machine.name)
+                    ancestors = set(self._ancestors(placed[key].request))
+                    assert not ancestors & self._deleted, f"6: deleted and running: {key} on {machine.name}"
         doubled = {str(key): where for key, where in running.items() if len(where) > 1}
         assert not doubled, f"5: running more than once: {doubled}"
-        assert not (gone := self._gone & running.keys()), f"6: deleted and running: {gone}"
         assert not (missing := wanted - running.keys()), f"5: not running: {missing}"
+
+    def _ancestors(self, request: str) -> Iterator[str]:
+        """It, what it replaced, and so on."""
+        while request:
+            yield request
+            request = self._elders.get(request, "")
 
     def _all_agree(self, up: list[Machine]) -> None:
         everybody = frozenset(machine.id for machine in up)
@@ -158,6 +203,18 @@ class Witness:
             assert believed == everybody, f"5: {machine.name} holds {sorted(believed)} for up, not {sorted(everybody)}"
         definitions: dict[str, Any] = {machine.name: machine.store.load().entries for machine in up}
         assert len(set(map(repr, definitions.values()))) <= 1, f"5: definitions differ: {definitions}"
+        rosters: dict[str, Any] = {machine.name: sorted(machine.entrance.told().items()) for machine in up}
+        assert len(set(map(repr, rosters.values()))) <= 1, f"5: rosters differ: {rosters}"
+
+    def _no_replica_is_too_many(self, up: Iterable[Machine]) -> None:
+        for machine in up:
+            snapshot = machine.store.load()
+            apps = {entry.app: entry.value for entry in snapshot.entries if entry.kind is EntryKind.APP and entry.value}
+            counts = {app: value["spec"]["replicas"] for app, value in apps.items() if "replicas" in value["spec"]}
+            for record in snapshot.instances:
+                if record.key.app in counts and record.placed is not None and not record.deleting:
+                    index = int(record.key.name.rpartition("-")[2])
+                    assert index < counts[record.key.app], f"5: {record.key} is one too many, on {machine.name}"
 
 
 def weights(snapshot: Snapshot) -> dict[Key, int]:

@@ -5,15 +5,17 @@ over, and only then the old one is stopped, by its stop plan. Both may run for a
 """
 
 import asyncio
+import hashlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 
 from branchd.branch.fleet import Fleet
 from branchd.branch.mesh.link import Link
 from branchd.branch.operations import Operations, Progress
-from branchd.branch.records import Remember
+from branchd.branch.records import InstanceRecord, Remember
 from branchd.branch.supervisor import Supervisor
 from branchd.core.access import Principal, Scope
 from branchd.core.errors import BranchdError, Conflict, NoRoute, Unavailable
@@ -25,7 +27,9 @@ from branchd.wire.resources import Operation, StepState
 
 log = structlog.get_logger(__name__)
 
-#: the fact that is remembered, and what it says: whether pinned instances are stopped too
+T = TypeVar("T")
+
+#: the fact that is remembered, and what it says: whether pinned instances are stopped too, and the drain's number
 DRAINING = "draining"
 PINNED = "pinned"
 PLACED = "placed"
@@ -42,6 +46,9 @@ READY_WITHIN = 120.0
 #: seconds for one message of a move
 ANSWER_WITHIN = 5.0
 
+#: seconds between two looks, after a start, for others to move to
+LOOK_EVERY = 1.0
+
 
 class Draining:
     def __init__(
@@ -52,62 +59,87 @@ class Draining:
         *,
         drained: str,
         changed: Callable[[], None],
+        others: Callable[[], bool],
         offer: Callable[[Supervisor, str], Awaitable[Address]],
         ready: Callable[[Address, Key, float], Awaitable[str]],
         release: Callable[[Key, bool], Awaitable[None]],
     ) -> None:
         """`drained`: what was remembered, "" for nothing. `changed`: the neighbours are to hear of it.
 
+        `others`: whether other branches are known and can be asked.
         `offer(old, request)`: places a replacement anywhere else; NoCapacity and all that a create raises.
         `ready(owner, key, seconds)`: waits for it there; why it is not, or "". `release(key, moving)`: while moving,
         this branch says so of the name; after it this branch answers for the name no more.
         """
         self.active = bool(drained)
-        self._pinned = drained == PINNED
+        what, _, self._number = drained.partition(" ")
+        self._pinned = what == PINNED
         self._fleet = fleet
         self._link = link
         self._operations = operations
         self._changed = changed
+        self._others = others
         self._offer = offer
         self._ready = ready
         self._release = release
 
     async def begin(self, principal: Principal, *, pinned: bool) -> Operation:
         """The operation; the one that is under way where there is one. `pinned`: those are stopped at the end."""
-        await self._fleet.world.store.write(Remember(DRAINING, PINNED if pinned else PLACED))
-        self._pinned = pinned
+        running = self._operations.running("drain")
+        number = self._number if running else secrets.token_hex(16)
+        await self._fleet.world.store.write(Remember(DRAINING, f"{PINNED if pinned else PLACED} {number}"))
+        self._pinned, self._number = pinned, number
         if not self.active:
             self.active = True
             self._changed()
-        running = self._operations.running("drain")
-        return running or self._operations.begin("drain", principal, lambda progress: self._work(progress, pinned))
+        return self._operations.running("drain") or self._operations.begin("drain", principal, self._work)
+
+    def holds(self, supervisor: Supervisor) -> bool:
+        """Whether it is not to run as long as this branch is drained, though it is wanted up."""
+        return self.active and self._pinned and supervisor.record.placed is None
 
     def resume(self) -> None:
         """After a start: what was not done is gone on with."""
-        self._operations.begin("drain", BY_ITSELF, lambda progress: self._work(progress, self._pinned))
+        self._operations.begin("drain", BY_ITSELF, self._go_on)
 
     async def end(self) -> None:
-        """What has not moved stays, and new instances may come again."""
+        """What has not moved stays, what was stopped starts again, and new instances may come."""
         await self._fleet.world.store.write(Remember(DRAINING, ""))
         if running := self._operations.running("drain"):
             await self._operations.cancel(running.id)
         if self.active:
             self.active = False
             self._changed()
+        for supervisor in self._fleet.all():
+            if supervisor.spec.wanted is not supervisor.machine.wanted:
+                supervisor.want(supervisor.spec.wanted)
 
-    async def _work(self, progress: Progress, pinned: bool) -> None:
-        placed = [one for one in self._fleet.all() if one.record.placed is not None and not one.record.deleting]
-        fixed = [one for one in self._fleet.all() if one.record.placed is None and one.spec.wanted is Wanted.UP]
-        progress.plan([str(one.key) for one in placed])
-        if pinned:
-            progress.plan([str(one.key) for one in fixed])
+    async def _go_on(self, progress: Progress) -> None:
+        while self._placed() and not self._others():
+            progress.detail = "waiting for other branches"
+            await asyncio.sleep(LOOK_EVERY)
+        progress.detail = ""
+        await self._work(progress)
+
+    async def _work(self, progress: Progress) -> None:
         turn = asyncio.Semaphore(AT_ONCE)
-        async with asyncio.TaskGroup() as group:
-            for supervisor in placed:
-                group.create_task(self._step(progress, supervisor, turn))
-        if pinned:
-            for supervisor in fixed:
-                await self._stop(progress, supervisor)
+        while placed := self._left(progress, self._placed()):  # one may have been accepted just before the drain
+            progress.plan([str(one.key) for one in (*placed, *self._fixed())])
+            async with asyncio.TaskGroup() as group:
+                for supervisor in placed:
+                    group.create_task(self._step(progress, supervisor, turn))
+        for supervisor in self._fixed():
+            await self._stop(progress, supervisor)
+
+    def _placed(self) -> list[Supervisor]:
+        return [one for one in self._fleet.all() if one.record.placed is not None and not one.record.deleting]
+
+    def _fixed(self) -> list[Supervisor]:
+        """Those that are to be stopped at the end."""
+        return [one for one in self._fleet.all() if self.holds(one) and one.spec.wanted is Wanted.UP]
+
+    def _left(self, progress: Progress, supervisors: list[Supervisor]) -> list[Supervisor]:
+        return [one for one in supervisors if str(one.key) not in progress.steps]
 
     async def _step(self, progress: Progress, supervisor: Supervisor, turn: asyncio.Semaphore) -> None:
         name = str(supervisor.key)
@@ -122,30 +154,42 @@ class Draining:
 
     async def _move(self, supervisor: Supervisor) -> str:
         """The name of the branch that has it now."""
-        key, request = supervisor.key, secrets.token_hex(16)
+        key, request = supervisor.key, self._request(supervisor.record)
         await self._release(key, True)
+        offering = asyncio.ensure_future(self._offer(supervisor, request))
         try:
-            owner = await self._offer(supervisor, request)
-            try:
-                if supervisor.spec.wanted is Wanted.UP and (why := await self._ready(owner, key, READY_WITHIN)):
-                    raise Conflict(f"its replacement is not ready: {why}")
-                here = await self._link.ask(owner, Handover(key.app, key.name), ANSWER_WITHIN)
-                if not isinstance(here, Here):
-                    raise Unavailable("its replacement did not take the name")
-            except BaseException:
-                await asyncio.shield(self._take_back(owner, request))
-                raise
+            owner = await asyncio.shield(offering)
+            if supervisor.spec.wanted is Wanted.UP and (why := await self._ready(owner, key, READY_WITHIN)):
+                raise Conflict(f"its replacement is not ready: {why}")
+            return await _to_its_end(self._hand_over(supervisor, owner))
         except BaseException:
+            await asyncio.shield(self._take_back(offering, request))
             await self._release(key, False)
             raise
+
+    def _request(self, old: InstanceRecord) -> str:
+        """The same after the daemon's crash: what was placed before it is found again."""
+        assert old.placed is not None
+        return hashlib.sha256(f"{self._number}\0{old.key}\0{old.placed.request}".encode()).hexdigest()
+
+    async def _hand_over(self, supervisor: Supervisor, owner: Address) -> str:
+        key = supervisor.key
         async with self._fleet.lock(key.app):
+            if supervisor.record.deleting:  # by a person: then its replacement must not live either
+                raise Conflict("it is being deleted")
+            here = await self._link.ask(owner, Handover(key.app, key.name), ANSWER_WITHIN)
+            if not isinstance(here, Here):
+                raise Unavailable("its replacement did not take the name")
             await self._fleet.begin_delete(supervisor)
         return here.branch
 
-    async def _take_back(self, owner: Address, request: str) -> None:
+    async def _take_back(self, offering: "asyncio.Future[Address]", request: str) -> None:
         """Nothing is left of the replacement; where that cannot be told now, the two settle who stays later."""
+        await asyncio.wait([offering])  # it may just have been accepted
+        if offering.cancelled() or offering.exception() is not None:
+            return
         try:
-            await self._link.ask(owner, Cancel(request), ANSWER_WITHIN)
+            await self._link.ask(offering.result(), Cancel(request), ANSWER_WITHIN)
         except (NoRoute, Unavailable) as error:
             log.warning("replacement not taken back", request=request, reason=error.detail)
 
@@ -157,3 +201,12 @@ class Draining:
         while not supervisor.settled:
             await supervisor.changed()
         progress.step(name, StepState.DONE, "stopped")
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What it comes to, also where it is cancelled meanwhile: half of it must not be done."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        return await task

@@ -123,6 +123,7 @@ class Mesh:
             operations,
             drained=facts.get(DRAINING, ""),
             changed=self.presence.changed,
+            others=lambda: self.link.connected and self.presence.joined and bool(self.presence.others()),
             offer=self._move,
             ready=self._ready_there,
             release=self._names.release,
@@ -189,8 +190,12 @@ class Mesh:
 
     async def locate(self, app: str, name: str) -> Address:
         """Of the instance's owner. NotFound when that is sure, else Unavailable; Conflict where several have it."""
-        address, _ = await self._names.locate(app, name)
-        return address
+        try:
+            return (await self._names.locate(app, name))[0]
+        except NotFound:
+            if doubt := self.presence.absence_doubted:
+                raise Unavailable(f"no connected branch has {app}:{name}, and others may have it: {doubt}") from None
+            raise
 
     def facts(self) -> MeshFacts:
         state = self.link.state
