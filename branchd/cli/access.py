@@ -1,10 +1,9 @@
-"""branchctl token, branch, whoami: who may do what, and where."""
+"""branchctl token, whoami: who may do what."""
 
 import click
 
-from branchd.cli.exits import Exit
 from branchd.cli.options import duration, output
-from branchd.cli.output import Column, missing, neutral, show
+from branchd.cli.output import Column, neutral, show
 from branchd.cli.session import Session, run
 
 TOKEN_COLUMNS = (
@@ -13,18 +12,6 @@ TOKEN_COLUMNS = (
     Column("SCOPE", lambda token: token["scope"]),
     Column("CREATED", lambda token: token["created_at"]),
     Column("EXPIRES", lambda token: token["expires_at"] or "never"),
-)
-
-BRANCH_COLUMNS = (
-    Column("NAME", lambda branch: branch["name"]),
-    Column("STATE", lambda branch: branch["state"]),
-    Column("SLOTS", lambda branch: f"{branch['reserved']}/{branch['slots']}"),
-    Column("VERSION", lambda branch: branch["version"]),
-    Column("ADDRESS", lambda branch: branch["address"]),
-    Column("ID", lambda branch: branch["id"], wide=True),
-    Column("LABELS", lambda branch: ",".join(f"{k}={v}" for k, v in branch["labels"].items()), wide=True),
-    Column("LOAD", lambda branch: " ".join(f"{k}={v:g}" for k, v in branch["load"].items()), wide=True),
-    Column("SEEN", lambda branch: branch["seen_at"], wide=True),
 )
 
 IDENTITY_COLUMNS = (
@@ -74,23 +61,6 @@ def token_revoke(session: Session, id: str) -> None:
     """End a token, by its id."""
     run(session.client().revoke_token(id))
     click.echo(f"{neutral(id)}: revoked")
-
-
-@click.group()
-def branch() -> None:
-    """Branches: the daemons."""
-
-
-@branch.command("ls")
-@click.option("--fresh", is_flag=True, help="Ask each of them, instead of showing what it said last.")
-@output
-@click.pass_obj
-def branch_ls(session: Session, fresh: bool, form: str) -> Exit:
-    """List the branches of the neighbourhood."""
-    found = run(session.client().branches(fresh=fresh))
-    show(form, found, BRANCH_COLUMNS, lambda one: str(one["name"]))
-    missing(found["unreachable"])
-    return Exit.PARTIAL if found["partial"] else Exit.OK
 
 
 @click.command()

@@ -6,10 +6,12 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -27,12 +29,12 @@ from branchd.adapters.systemd import Notifier
 from branchd.api.server import Server
 from branchd.api.settings import HttpSettings
 from branchd.branch import identity
+from branchd.branch.mesh.mesh import Membership
 from branchd.branch.records import Snapshot
 from branchd.branch.service import Service
 from branchd.branch.world import Policies, World
 from branchd.cli import refusal
 from branchd.cli.config import Config
-from branchd.cli.joining import membership
 from branchd.cli.logging import configure_logging
 from branchd.core.access import Principal
 from branchd.core.admission import Guards
@@ -40,6 +42,9 @@ from branchd.core.errors import Fatal, StorageFailed
 from branchd.core.spec import Kind
 from branchd.drivers.celery import CeleryDriver
 from branchd.drivers.command import CommandDriver
+
+if TYPE_CHECKING:
+    from branchd.cli.joining import Keys
 
 log = structlog.get_logger("branchd")
 
@@ -109,7 +114,7 @@ async def _serve(config: Config, state: StateFolder, notifier: Notifier, answer:
         async def connect(principal: Principal) -> socket:
             return await server.connect(principal)
 
-        joining, keys = membership(config.mesh, snapshot.branch_id, connect)
+        joining, keys = _membership(config, snapshot.branch_id, connect)
         service = Service(world, policies, snapshot, state.admin_token(), __version__, joining)
         stack.callback(service.close)
         server = Server(service, _http(config))
@@ -160,6 +165,16 @@ async def _load(store: SqliteStore, config: Config, answer: identity.Answer | No
         store.close()
         snapshot = store.load()
     return replace(snapshot, branch_id=identity.branch_id(snapshot))
+
+
+def _membership(
+    config: Config, branch_id: str, connect: Callable[[Principal], Awaitable[socket]]
+) -> "tuple[Membership | None, Keys | None]":
+    if config.mesh.broker is None:
+        return None, None
+    from branchd.cli.joining import membership  # noqa: PLC0415  # a branch that is alone has no use for kombu
+
+    return membership(config.mesh, branch_id, connect)
 
 
 def _on_signals(service: Service) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from branchd.cli import access, definitions, instances, watching, workers
+from branchd.cli import access, branches, definitions, doctor, explaining, instances, operations, watching, workers
 from branchd.cli.session import EdgeGroup, Session, read_token
 
 
@@ -31,7 +31,8 @@ def main(context: click.Context, url: str | None, run: Path | None, token_file: 
 for command in (
     instances.ps, instances.show_command, instances.start, instances.stop, instances.restart, instances.signal,
     instances.rm, watching.logs, watching.events, definitions.create, definitions.set_command, definitions.app,
-    definitions.queue, workers.consumer, workers.autoscale, workers.stats, access.token, access.branch, access.whoami,
+    definitions.queue, workers.consumer, workers.autoscale, workers.stats, access.token, access.whoami,
+    branches.branch, operations.operation, explaining.explain, doctor.doctor,
 ):  # fmt: skip
     main.add_command(command)
 

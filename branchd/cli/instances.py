@@ -1,7 +1,6 @@
 """branchctl ps, show, start, stop, restart, signal, rm: what there is, and whether it runs."""
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -10,7 +9,7 @@ from branchd.cli.batch import each
 from branchd.cli.exits import Exit
 from branchd.cli.options import output, selecting, waiting
 from branchd.cli.outcome import Patience, state
-from branchd.cli.output import Column, as_json, missing, neutral, show
+from branchd.cli.output import Column, age, as_json, missing, neutral, show
 from branchd.cli.selectors import Found, Selection, find, label
 from branchd.cli.session import Session, run
 from branchd.client import BranchdClient
@@ -18,17 +17,6 @@ from branchd.client.client import Object
 
 #: as supervisorctl's status has it: not running, and nobody is about to start it
 NOT_RUNNING = frozenset({"STOPPED", "EXITED", "FATAL"})
-
-
-def _age(moment: str | None) -> str | None:
-    """Since then, as 5s, 3m12s, 2h05m or 4d03h."""
-    if moment is None:
-        return None
-    seconds = max(0, int((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))
-    for unit, size, lower, step in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
-        if seconds >= size:
-            return f"{seconds // size}{unit}{seconds % size // step:02}{lower}"
-    return f"{seconds}s"
 
 
 def _generation(instance: Object) -> str:
@@ -42,7 +30,7 @@ COLUMNS = (
     Column("BRANCH", lambda one: one["branch"]),
     Column("STATE", lambda one: one["status"]["state"]),
     Column("PID", lambda one: one["status"]["pid"]),
-    Column("UP", lambda one: _age(one["status"]["started_at"]) if one["status"]["pid"] else None),
+    Column("UP", lambda one: age(one["status"]["started_at"]) if one["status"]["pid"] else None),
     Column("RESTARTS", lambda one: one["status"]["restarts"]),
     Column("KIND", lambda one: one["kind"], wide=True),
     Column("WANTED", lambda one: one["status"]["wanted"], wide=True),

@@ -25,10 +25,10 @@ log = structlog.get_logger("branchd")
 
 def membership(
     mesh: Mesh, branch_id: str, connect: Callable[[Principal], Awaitable[socket]]
-) -> tuple[Membership | None, "Keys | None"]:
-    """None for a branch that has no broker. `connect`: as api.server.Server has it. Fatal."""
-    if mesh.broker is None or mesh.key_file is None:
-        return None, None
+) -> tuple[Membership, "Keys"]:
+    """Of a branch that has a broker. `connect`: as api.server.Server has it. Fatal."""
+    assert mesh.broker is not None, "it is alone"
+    assert mesh.key_file is not None, "the configuration asks for one"
     keys = Keys(mesh.key_file)
     me = Address(branch_id, os.urandom(16).hex())
     seal = NeighbourhoodSeal(keys.first(), mesh.neighbourhood, me, time.time)

@@ -50,13 +50,13 @@ def output(command: Command) -> Command:
     )(command)
 
 
-def waiting(default: bool = True) -> Callable[[Command], Command]:
+def waiting(default: bool = True, timeout: str = "60s") -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         command = click.option(
             "--timeout",
             type=duration,
             metavar="TIME",
-            default="60s",
+            default=timeout,
             show_default=True,
             help="How long to wait at most.",
         )(command)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -26,6 +27,9 @@ _COLOURS = {
     "BACKOFF": "yellow",
     "FATAL": "red bold",
     "up": "green",
+    "draining": "yellow",
+    "silent": "red bold",
+    "failed": "red bold",
 }
 
 #: columns of a terminal that a table's last column has at least
@@ -70,6 +74,17 @@ def show(form: str, document: Object, columns: Sequence[Column], name: Callable[
             _table(
                 [column.title for column in chosen], [[_cell(column.text(item)) for column in chosen] for item in items]
             )
+
+
+def age(moment: str | None) -> str | None:
+    """Since then, as 5s, 3m12s, 2h05m or 4d03h."""
+    if moment is None:
+        return None
+    seconds = max(0, int((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))
+    for unit, size, lower, step in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}{seconds % size // step:02}{lower}"
+    return f"{seconds}s"
 
 
 def missing(branches: Sequence[str]) -> None:

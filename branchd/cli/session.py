@@ -43,9 +43,17 @@ class Session:
         except ValueError as error:
             raise click.UsageError(str(error)) from None
 
-    def _found(self) -> str:
+    @property
+    def folder(self) -> Path | None:
+        """The run folder of the daemon that is meant, as far as that is known: a URL alone does not tell."""
+        if self.run is not None or self.url is not None:
+            return self.run
         root = os.geteuid() == 0
-        folder = self.run or places.run(self.environment, root, places.state(self.environment, root))
+        return places.run(self.environment, root, places.state(self.environment, root))
+
+    def _found(self) -> str:
+        folder = self.folder
+        assert folder is not None, "there is a URL"
         path = (folder / places.SOCKET).absolute()
         host, _, port = places.ADDRESS.partition(":")
         if self.run is not None or _listens(socket.AF_UNIX, os.fspath(path)):

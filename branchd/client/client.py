@@ -80,6 +80,35 @@ class BranchdClient:
     async def branch(self, name: str) -> Object:
         return await self._object("GET", _path("branches", name))
 
+    async def drain(self, name: str, *, pinned: bool = False) -> Object:
+        """The operation, which operation() tells of. `pinned`: its pinned instances are stopped at the end."""
+        query = {"pinned": "1"} if pinned else {}
+        return await self._object("POST", _path("branches", name, "actions", "drain"), query=query)
+
+    async def undrain(self, name: str) -> Object:
+        return await self._object("POST", _path("branches", name, "actions", "undrain"))
+
+    async def confirm(self, name: str) -> Object:
+        """Those that vanished all at once are gone."""
+        return await self._object("POST", _path("branches", name, "actions", "confirm"))
+
+    async def shutdown(self, name: str) -> Object:
+        """Ends the daemon; only the branch that is asked can be."""
+        return await self._object("POST", _path("branches", name, "actions", "shutdown"))
+
+    async def operations(self) -> Object:
+        return await self._list("/v1/operations")
+
+    async def operation(self, id: str) -> Object:
+        return await self._object("GET", _path("operations", id))
+
+    async def cancel_operation(self, id: str) -> Object:
+        return await self._object("DELETE", _path("operations", id))
+
+    async def doctor(self) -> Object:
+        """{branch, findings}, the worst first."""
+        return await self._object("GET", "/v1/doctor")
+
     async def tokens(self) -> Object:
         return await self._list("/v1/tokens")
 
@@ -181,6 +210,10 @@ class BranchdClient:
 
     async def signal(self, app: str, name: str, signal: str) -> Object:
         return await self._object("POST", _instance(app, name, "actions", "signal"), {"signal": signal})
+
+    async def explain(self, app: str, name: str) -> Object:
+        """How it was placed, or why it was not; 404 where no branch remembers."""
+        return await self._object("GET", _instance(app, name, "explain"))
 
     async def stats(self, app: str, name: str) -> Object:
         return await self._object("GET", _instance(app, name, "stats"))

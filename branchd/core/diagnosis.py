@@ -83,6 +83,19 @@ DROPPED: Mapping[str, tuple[Level, str, str]] = {
         Level.WARNING, "longer than any message of branchd",
         "something else writes to its exchanges: give the neighbourhood a vhost of its own",
     ),
+    "impostor": (
+        Level.FAILURE, "one branch's announcement, sealed by another one",
+        "somebody who has the neighbourhood's key says what is not so: compare `branchctl branch ls -o wide` with your "
+        "hosts, and give the honest ones a new key",
+    ),
+    "from the future": (
+        Level.FAILURE, "definitions from a clock that is days ahead",
+        "set the clock of the branch that wrote them, and write them again; branchctl doctor --branch NAME tells which",
+    ),
+    "not readable": (
+        Level.FAILURE, "definitions that this version cannot read",
+        "install the same version everywhere: branchctl branch ls shows them",
+    ),
     "too many": (
         Level.WARNING, "more questions at one time than this branch works on",
         "look for what asks so much: branchctl events, branchctl branch ls",

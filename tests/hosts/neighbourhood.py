@@ -192,13 +192,16 @@ class Neighbourhood:
             return [f"one does not tell: {error}"]
         up = {branch.name: "up" for branch in self._running()}
         faults = [f"{one.branch}: {fault}" for one in told for fault in self._faults(one, up)]
-        for one in told[1:]:
-            if one.instances != told[0].instances or one.apps != told[0].apps:
-                faults.append(f"{one.branch} and {told[0].branch} tell differently: {one}, {told[0]}")
+        faults += [
+            f"{one.branch} and {told[0].branch} tell differently: {one}, {told[0]}"
+            for one in told[1:]
+            if one.instances != told[0].instances or one.apps != told[0].apps
+        ]
         return faults or self._decided(told[0])
 
     def _faults(self, told: "_Told", up: Mapping[str, str]) -> list[str]:
         faults = [f"no answer from {branch}" for branch in told.unreachable]
+        faults += [f"{name} still stops, to be deleted" for name in told.deleting]
         sure = Counter({each: many for each, many in told.instances.items() if each.mark not in self._unsure})
         wanted = Counter(_Item(name, live.branch, live.mark, live.pid) for name, live in self.live.items())
         faults += [f"lacks {item}" for item in wanted - sure] + [f"beyond that has {item}" for item in sure - wanted]
@@ -258,6 +261,7 @@ class _Told:
 
     branch: str
     instances: Counter[_Item]
+    deleting: Sequence[str]
     unreachable: Sequence[str]
     roster: Mapping[str, str]
     apps: Mapping[str, Object]
@@ -270,11 +274,13 @@ class _Told:
             _Item(item["name"], item["branch"], _mark(item["effective"]["command"]), item["status"]["pid"])
             for item in instances["items"]
         ]
-        given = {
-            app["name"]: {key: value for key, value in app["spec"].items() if value is not None}
-            for app in apps["items"]
-        }
-        return cls(branch.name, Counter(items), instances["unreachable"], roster, given)
+        deleting = [item["name"] for item in instances["items"] if item["status"]["deleting"]]
+        given = {app["name"]: _given(app["spec"]) for app in apps["items"]}
+        return cls(branch.name, Counter(items), deleting, instances["unreachable"], roster, given)
+
+
+def _given(spec: Mapping[str, Any]) -> Object:
+    return {name: value for name, value in spec.items() if value is not None}
 
 
 def _mark(command: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from branchd.branch.world import Policies, World
 from branchd.core.access import Principal, Scope
 from branchd.core.errors import BranchdError, NotFound, OutcomeUnknown
 from branchd.core.peers import Address, BranchState
+from branchd.core.roster import Roster
 from branchd.wire.sealing import Seal
 from tests.simulation.door import SimulatedDoor
 
@@ -27,6 +28,8 @@ class Entrance:
     def __init__(
         self, world: World, policies: Policies, snapshot: Snapshot, bus: Bus | None, seal: Seal, me: Address
     ) -> None:
+        self._roster: Roster | None = None
+        self._incarnations: Mapping[str, int] = {}
         door = SimulatedDoor()
         membership = None if bus is None else Membership(bus, seal, me, door, "", "")
         self.service = door.service = Service(world, policies, snapshot, "", "0.0.0", membership)
@@ -87,8 +90,11 @@ class Entrance:
         await self.mesh.draining.end()
 
     def incarnations(self) -> Mapping[str, int]:
-        """The highest that this branch has seen of each, by id."""
-        return {} if self.mesh is None else {member.id: member.incarnation for member in self.mesh.presence.roster}
+        """The highest that this branch has seen of each, by id; the same object as long as nothing changed."""
+        roster = None if self.mesh is None else self.mesh.presence.roster
+        if roster is not self._roster:
+            self._roster, self._incarnations = roster, {member.id: member.incarnation for member in roster or ()}
+        return self._incarnations
 
     def told(self) -> Mapping[str, tuple[int, BranchState]]:
         """Of each branch that this one holds for up, its own included: its incarnation, and what it said of itself."""

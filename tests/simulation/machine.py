@@ -79,6 +79,7 @@ class Machine:
         self._bus: MemoryBus | None = None
         self._life: Life | None = None
         self._entrance: Entrance | None = None
+        self._kept, self._kept_at = self.store.load(), 0
 
     @property
     def up(self) -> bool:
@@ -102,6 +103,12 @@ class Machine:
         if self._entrance is None:
             raise Crashed
         return self._entrance
+
+    def kept(self) -> Snapshot:
+        """What is on its disk; the same object as long as nothing was written."""
+        if self._kept_at != len(self.store.writes):
+            self._kept_at, self._kept = len(self.store.writes), self.store.load()
+        return self._kept
 
     def running(self) -> list[Key]:
         """Of every process on this machine, whose it is."""

@@ -81,7 +81,7 @@ class Neighbourhood:
         """Another machine with the same id, as of a state folder that was copied before it had any instances."""
         self._disturb()
         original = self.machines[branch]
-        known = original.store.load()
+        known = original.kept()
         clone = Machine(len(self.machines), self.broker, original.slots, original.id)
         facts = (Remember(name, value) for name, value in known.facts.items())
         await clone.store.write(*facts, *map(Put, known.entries))
@@ -218,7 +218,7 @@ class Neighbourhood:
 
     def placed(self) -> list[Key]:
         """All that are placed anywhere, whether or not their branches are up."""
-        records = (record for machine in self.machines for record in machine.store.load().instances)
+        records = (record for machine in self.machines for record in machine.kept().instances)
         return sorted({record.key for record in records if record.placed is not None})
 
     def where(self, app: str, name: str) -> list[int]:

@@ -28,7 +28,7 @@ NAMES = st.sampled_from(["a", "b", "c"])
 APPS = st.sampled_from([PLAIN, PLAIN, MORTAL])
 
 #: seconds between two steps: less than a message takes, than a question waits, than a heartbeat, than a guard
-WAITS = st.sampled_from([0.0, 0.0015, 0.004, 0.01, 0.05, 0.3, 1.2, 6.0, 25.0, 70.0])
+WAITS = st.sampled_from([0.0, 0.0015, 0.004, 0.01, 0.05, 0.05, 0.3, 0.3, 1.2, 6.0, 25.0, 70.0])
 
 #: how the network is: shares of what is lost, doubled and overtaken, and seconds of delay
 WEATHER = st.tuples(
@@ -63,10 +63,13 @@ _HARM = (
     _step("crash", BRANCHES),
     _step("power", BRANCHES),
     _step("stop", BRANCHES),
-    _step("restart", BRANCHES),
+    _step("bounce", BRANCHES, st.booleans()),
+    _step("restart"),
+    _step("restart"),
     _step("partition", BRANCHES, st.booleans()),
-    _step("heal", BRANCHES),
-    _step("broker", st.sampled_from(["stop", "pause", "start", "start"])),
+    _step("heal"),
+    _step("heal"),
+    _step("broker", st.sampled_from(["stop", "pause", "bounce"])),
     _step("weather", WEATHER),
     _step("clock", BRANCHES, JUMPS),
     _step("clone", BRANCHES),
@@ -79,13 +82,15 @@ STEPS = st.tuples(WAITS, st.one_of(st.one_of(*_WORK), st.one_of(*_WORK), st.one_
 def stories(most: int) -> st.SearchStrategy["Story"]:
     """With up to so many steps, any number of them as likely as another."""
     steps = st.integers(0, most).flatmap(lambda count: st.lists(STEPS, min_size=count, max_size=count))
-    return st.builds(Story, st.integers(0, 1 << 16), st.lists(st.integers(1, 5), min_size=2, max_size=5), steps)
+    slots = st.lists(st.integers(1, 5), min_size=2, max_size=5)
+    return st.builds(Story, st.integers(0, 1 << 16), slots, st.integers(0, 5), steps)
 
 
 @dataclass(frozen=True)
 class Story:
     seed: int
     slots: Sequence[int]  #: of each branch
+    instances: int  #: so many there are at the beginning
     steps: Sequence[tuple[float, tuple[Any, ...]]]  #: each with the seconds that pass then
 
 
@@ -99,6 +104,8 @@ async def live(story: Story) -> None:
             await hood.advance(2)
             for app in (PLAIN, MORTAL):
                 await hood.put_app(0, app)
+            for number in range(story.instances):
+                await hood.create(0, PLAIN, f"n{number}")
             await hood.advance(1)
             for wait, (word, *arguments) in story.steps:
                 getattr(play, word)(*arguments)
@@ -152,44 +159,44 @@ class Play:
     # Work
 
     def create(self, branch: int, app: str, name: str) -> None:
-        self._begin(self._hood.create(self._at(branch), app, name))
+        self._begin(self._hood.create(self._through(branch), app, name))
 
     def race(self, one: int, other: int, app: str, name: str) -> None:
         self.create(one, app, name)
         self.create(other, app, name)
 
     def unnamed(self, branch: int, app: str) -> None:
-        self._begin(self._hood.create(self._at(branch), app))
+        self._begin(self._hood.create(self._through(branch), app))
 
     def keyed(self, branch: int, app: str, number: int) -> None:
         """A second one is a retry, until what it made was deleted: what is gone is remembered where it was."""
         key = f"{app}-{number}-{self._hood.witness.deletions(app)}"
-        self._begin(self._hood.create(self._at(branch), app, key=key))
+        self._begin(self._hood.create(self._through(branch), app, key=key))
 
     def pin(self, branch: int, app: str) -> None:
         self._count += 1
-        self._begin(self._hood.create_pinned(self._at(branch), app, f"pinned-{self._count}"))
+        self._begin(self._hood.create_pinned(self._through(branch), app, f"pinned-{self._count}"))
 
     def delete(self, branch: int, number: int) -> None:
         if held := self._hood.placed():
             key = held[number % len(held)]
-            self._begin(self._hood.delete(self._at(branch), key.app, key.name))
+            self._begin(self._hood.delete(self._through(branch), key.app, key.name))
 
     def put(self, branch: int, app: str, weight: int) -> None:
         self._count += 1
-        self._begin(self._hood.put_app(self._at(branch), app, {**APP, "env": {"N": f"{self._count}"}, "weight": weight}))
+        self._begin(self._hood.put_app(self._through(branch), app, {**APP, "env": {"N": f"{self._count}"}, "weight": weight}))
 
     def replicas(self, branch: int, count: int) -> None:
-        self._begin(self._hood.put_app(self._at(branch), CREW, {**APP, "replicas": count}))
+        self._begin(self._hood.put_app(self._through(branch), CREW, {**APP, "replicas": count}))
 
     def bury(self, branch: int, app: str) -> None:
-        self._begin(self._hood.delete_app(self._at(branch), app, cascade=app == MORTAL))
+        self._begin(self._hood.delete_app(self._through(branch), app, cascade=app == MORTAL))
 
     def drain(self, branch: int) -> None:
-        self._begin(self._hood.drain(self._at(branch)))
+        self._begin(self._hood.drain(self._through(branch)))
 
     def undrain(self, branch: int) -> None:
-        self._begin(self._hood.undrain(self._at(branch)))
+        self._begin(self._hood.undrain(self._through(branch)))
 
     # Harm
 
@@ -202,17 +209,32 @@ class Play:
     def stop(self, branch: int) -> None:
         self._begin(self._hood.stop(self._at(branch)))
 
-    def restart(self, branch: int) -> None:
-        self._begin(self._hood.restart(self._at(branch)))
+    def bounce(self, branch: int, power: bool) -> None:
+        """Crashes, and is there again at once."""
+
+        async def bounce() -> None:
+            await self._hood.crash(self._at(branch), power=power)
+            await self._hood.restart(self._at(branch))
+
+        self._begin(bounce())
+
+    def restart(self) -> None:
+        for machine in range(self._hood.count):
+            self._begin(self._hood.restart(machine))
 
     def partition(self, branch: int, at_once: bool) -> None:
         self._hood.partition(self._at(branch), at_once=at_once)
 
-    def heal(self, branch: int) -> None:
-        self._hood.heal(self._at(branch))
+    def heal(self) -> None:
+        self._hood.heal()
 
     def broker(self, what: str) -> None:
-        {"stop": self._hood.stop_broker, "pause": self._hood.pause_broker, "start": self._hood.start_broker}[what]()
+        if what == "pause":
+            self._hood.pause_broker()
+        else:
+            self._hood.stop_broker()
+        if what == "bounce":
+            self._hood.start_broker()
 
     def weather(self, how: tuple[float, float, float, float]) -> None:
         faults = self._hood.broker.faults
@@ -226,6 +248,11 @@ class Play:
 
     def _at(self, branch: int) -> int:
         return branch % self._hood.count
+
+    def _through(self, branch: int) -> int:
+        """One that can be spoken to, where there is one."""
+        ready = [machine.number for machine in self._hood.machines[: self._hood.count] if machine.ready]
+        return ready[branch % len(ready)] if ready else self._at(branch)
 
     def _begin(self, work: Coroutine[Any, Any, object]) -> None:
         async def begun() -> None:

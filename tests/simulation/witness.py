@@ -49,7 +49,7 @@ class Witness:
     def forget(self, machine: Machine) -> None:
         """It is taken away, with all that it had."""
         self.machines.remove(machine)
-        self._going |= {record.key: now() for record in machine.store.load().instances}
+        self._going |= {record.key: now() for record in machine.kept().instances}
 
     # As it happens
 
@@ -70,10 +70,10 @@ class Witness:
         assert request not in self._deleted, f"6: {key} came back on {machine.name} after it was deleted"
         for other in self.machines:
             if other.ready and other.entrance.draining():
-                for record in other.store.load().instances:
+                for record in other.kept().instances:
                     if record.key == key and record.placed is not None and record.placed.request != request:
                         self._elders[request] = record.placed.request
-        taken = sum(weights(machine.store.load()).values())
+        taken = sum(weights(machine.kept()).values())
         assert taken <= machine.slots, f"1: {key} on {machine.name} takes it to {taken} of {machine.slots} slots"
 
     def _wrote(self, machine: Machine, entry: Entry) -> None:
@@ -129,7 +129,7 @@ class Witness:
 
     def pin_running(self, machine: Machine) -> None:
         running = machine.running()
-        for record in machine.store.load().instances:
+        for record in machine.kept().instances:
             place = machine.number, record.key
             pinned = record.placed is None and not record.deleting
             if pinned and record.key in running and place not in self._pinned:
@@ -151,7 +151,7 @@ class Witness:
             assert not doubled, f"two processes of {doubled} on {machine.name}"
 
     def _nothing_accepted_is_lost(self) -> None:
-        held = {record.key for machine in self.machines for record in machine.store.load().instances}
+        held = {record.key for machine in self.machines for record in machine.kept().instances}
         lost = {created.key for created in self.created} - self._going.keys() - held
         lost = {key for key in lost if key.app not in self._mortal}
         assert not lost, f"2: accepted and lost: {lost}"
@@ -179,8 +179,8 @@ class Witness:
         running: defaultdict[Key, list[str]] = defaultdict(list)
         wanted: set[Key] = set()
         for machine in up:
-            placed = {record.key: record.placed for record in machine.store.load().instances if record.placed}
-            wanted |= {record.key for record in machine.store.load().instances if record.placed and not record.deleting}
+            placed = {record.key: record.placed for record in machine.kept().instances if record.placed}
+            wanted |= {record.key for record in machine.kept().instances if record.placed and not record.deleting}
             for key in machine.running():
                 if key in placed:
                     running[key].append(machine.name)
@@ -201,14 +201,14 @@ class Witness:
         for machine in up:
             believed = machine.entrance.believed()
             assert believed == everybody, f"5: {machine.name} holds {sorted(believed)} for up, not {sorted(everybody)}"
-        definitions: dict[str, Any] = {machine.name: machine.store.load().entries for machine in up}
+        definitions: dict[str, Any] = {machine.name: machine.kept().entries for machine in up}
         assert len(set(map(repr, definitions.values()))) <= 1, f"5: definitions differ: {definitions}"
         rosters: dict[str, Any] = {machine.name: sorted(machine.entrance.told().items()) for machine in up}
         assert len(set(map(repr, rosters.values()))) <= 1, f"5: rosters differ: {rosters}"
 
     def _no_replica_is_too_many(self, up: Iterable[Machine]) -> None:
         for machine in up:
-            snapshot = machine.store.load()
+            snapshot = machine.kept()
             apps = {entry.app: entry.value for entry in snapshot.entries if entry.kind is EntryKind.APP and entry.value}
             counts = {app: value["spec"]["replicas"] for app, value in apps.items() if "replicas" in value["spec"]}
             for record in snapshot.instances:

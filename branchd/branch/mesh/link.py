@@ -5,9 +5,9 @@ what a message means is said by those who serve its kind.
 """
 
 import asyncio
-import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Any, TypeVar
 
 import structlog
@@ -16,7 +16,7 @@ from branchd.branch.ports import Bus, BusState, Claim
 from branchd.core.errors import Invalid, NoAnswer, NoRoute, Unavailable
 from branchd.core.peers import Address
 from branchd.wire import json
-from branchd.wire.decode import decode, encode
+from branchd.wire.decode import decode
 from branchd.wire.mesh import KINDS, LONGEST_MESSAGE, Message
 from branchd.wire.sealing import Path, Rejected, Seal
 
@@ -47,6 +47,7 @@ class Link:
         self._statements: dict[type, Statement] = {}
         self._questions: dict[type, Question] = {}
         self._on_state: list[Callable[[BusState], None]] = []
+        self._numbers = map(str, count(1))  #: of this life's questions
         self._waiting: dict[str, Callable[[Address, Message], None]] = {}
         self._at_work: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -222,7 +223,7 @@ class _Asked:
     """One question under way."""
 
     def __init__(self, link: Link) -> None:
-        self.number = secrets.token_hex(8)
+        self.number = next(link._numbers)
         self._link = link
         self._answers: asyncio.Queue[tuple[Address, Message]] = asyncio.Queue()
 
@@ -254,4 +255,4 @@ def _to(address: Address) -> str:
 
 
 def _pack(message: Message, **about: str) -> bytes:
-    return json.dumps({"kind": type(message).__name__, "body": encode(message), **about})
+    return json.dumps({"kind": type(message).__name__, "body": message, **about})

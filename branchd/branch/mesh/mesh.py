@@ -212,7 +212,7 @@ class Mesh:
             guarding=state.connected and self.presence.joined and bool(self.presence.absence_doubted),
             missing=tuple(self._missing()),
             clock_offset=self.presence.offset if self.others() else None,
-            dropped=dict(self.link.dropped),
+            dropped=self.link.dropped + self.sharing.dropped,
         )
 
     async def instances_elsewhere(self, app: str) -> tuple[int, Sequence[str]]:

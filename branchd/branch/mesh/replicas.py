@@ -40,7 +40,7 @@ class Replicas:
         create: Callable[[str, str], Awaitable[object]],
         happened: Callable[[str, str | None, str | None, Mapping[str, Any]], None],
     ) -> None:
-        """`branches`: ids of those that are up, this one too. `doubt`: why absence says nothing now; empty when it does.
+        """`branches`: ids of those that are up, this one too. `doubt`: why absence says nothing now; or empty.
 
         `held`: whether any branch has that instance; Unavailable. `create`: places it.
         """
