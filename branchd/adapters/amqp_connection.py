@@ -31,7 +31,7 @@ LONGEST_FRAME = 1 << 24
 #: of frames: method, header, body, heartbeat
 KINDS = (1, 2, 3, 8)
 
-PORTS = {"amqp": 5672, "pyamqp": 5672, "amqps": 5671}
+PORTS = {"amqp": 5672, "amqps": 5671}
 
 #: of an amqps URL, as RabbitMQ's own clients name them
 TLS_FILES = ("cacertfile", "certfile", "keyfile")

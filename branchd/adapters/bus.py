@@ -9,7 +9,7 @@ from branchd.adapters.filesystem_bus import FilesystemBus
 from branchd.branch.ports import Bus
 from branchd.core.errors import Fatal
 
-POSSIBLE = "possible are amqp://, amqps:// and pyamqp:// for RabbitMQ, and filesystem:///FOLDER for one machine"
+POSSIBLE = "possible are amqp:// and amqps:// for RabbitMQ, and filesystem:///FOLDER for one machine"
 
 
 def open_bus(url: str, neighbourhood: str, branch: str) -> Bus:

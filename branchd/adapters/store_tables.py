@@ -128,13 +128,15 @@ def _queue_from_row(row: Row) -> QueueRecord:
 
 def _instance_to_row(it: InstanceRecord) -> Row:
     placed = it.placed
-    by = (placed.request, placed.digest, placed.named, placed.accepted_at) if placed else (None, None, None, None)
+    by: Row = (None,) * 5
+    if placed is not None:
+        by = (placed.request, placed.digest, placed.named, placed.accepted_at, placed.waiting)
     return (it.key.app, it.key.name, _json(it.spec), it.generation, it.created_at, it.deleting, *by)
 
 
 def _instance_from_row(row: Row) -> InstanceRecord:
-    app, name, spec, generation, created_at, deleting, request, digest, named, accepted_at = row
-    placed = None if request is None else Placed(request, digest, bool(named), accepted_at)
+    app, name, spec, generation, created_at, deleting, request, digest, named, accepted_at, waiting = row
+    placed = None if request is None else Placed(request, digest, bool(named), accepted_at, bool(waiting))
     return InstanceRecord(Key(app, name), json.loads(spec), generation, created_at, bool(deleting), placed)
 
 

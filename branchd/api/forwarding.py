@@ -83,11 +83,7 @@ async def _to_branch(call: Call, name: str | None) -> web.StreamResponse | None:
 
 def is_here(call: Call) -> bool:
     """Whether this branch has the instance."""
-    try:
-        call.service.instances.get(call.path["app"], call.path["instance"])
-    except NotFound:
-        return False
-    return True
+    return call.service.instances.stands_for(call.path["app"], call.path["instance"])
 
 
 async def _successor(call: Call, mesh: Neighbours) -> Address | None:

@@ -88,6 +88,8 @@ class Definitions(Layers):
         if self._policies.peer_scope is Scope.ADMIN:
             return []
         hint = "the branch's configuration decides: [auth] peer_scope"
+        if self._policies.peer_scope is Scope.READ:
+            return [Fault("", "other branches may define nothing that runs here", hint)]
         try:
             uid = self._host.uid(spec.user)
         except SpawnFailed as failure:

@@ -29,7 +29,7 @@ from branchd.branch.supervisor import Supervisor
 from branchd.branch.watch import Watch
 from branchd.branch.world import Policies, World
 from branchd.core.errors import BranchdError, Conflict, NotFound, Stale, StorageFailed, Unavailable
-from branchd.core.spec import Unusable
+from branchd.core.spec import Spec, Unusable
 from branchd.core.values import Key
 
 log = structlog.get_logger(__name__)
@@ -53,12 +53,14 @@ class Fleet:
         self._tasks: set[asyncio.Task[None]] = set()
         runs = {run.key: run for run in snapshot.runs}
         self._supervisors: dict[Key, Supervisor] = {}
+        self._by_app: dict[str, dict[Key, Supervisor]] = {}
+        self.weight = 0  #: slots that all of them take
         for instance in snapshot.instances:
             app = self.definitions.app(instance.key.app)
             supervisor = self._supervisor(app, instance, runs.get(instance.key))
             if isinstance(supervisor.spec, Unusable):
                 log.warning("unusable", instance=str(instance.key), reason=supervisor.spec.why)
-            self._supervisors[instance.key] = supervisor
+            self._take_in(supervisor)
 
     def lock(self, app: str) -> asyncio.Lock:
         return self._locks.setdefault(app, asyncio.Lock())
@@ -69,7 +71,10 @@ class Fleet:
         return list(self._supervisors.values())
 
     def of(self, app: str) -> list[Supervisor]:
-        return [supervisor for key, supervisor in self._supervisors.items() if key.app == app]
+        return list(self._by_app.get(app, {}).values())
+
+    def count(self, app: str) -> int:
+        return len(self._by_app.get(app, ()))
 
     def find(self, key: Key) -> Supervisor | None:
         return self._supervisors.get(key)
@@ -138,7 +143,7 @@ class Fleet:
 
     def _install(self, record: InstanceRecord) -> Supervisor:
         supervisor = self._supervisor(self.definitions.app(record.key.app), record, None)
-        self._supervisors[record.key] = supervisor
+        self._take_in(supervisor)
         self._changed(record.key)
         if self.stopping:
             supervisor.retire()  # the daemon's end began meanwhile: the next one starts it
@@ -162,13 +167,17 @@ class Fleet:
         new = replace(record, spec=raw, generation=record.generation + 1)
         events: list[Told] = [("instance.changed", key.app, key.name, {"generation": new.generation})]
         await self.journal.commit(Put(new), events=events)
-        supervisor.redefine(new, spec, self.definitions.declarations(key.app, spec))
+        self._redefine(supervisor, new, spec)
 
     def reapply(self, app: str) -> None:
         """What the definition of the app has come to be, to its instances."""
         for supervisor in self.of(app):
             spec = self.definitions.standing(self.definitions.app(app), supervisor.record.spec)
-            supervisor.redefine(supervisor.record, spec, self.definitions.declarations(app, spec))
+            self._redefine(supervisor, supervisor.record, spec)
+
+    def _redefine(self, supervisor: Supervisor, record: InstanceRecord, spec: Spec) -> None:
+        self.weight += spec.weight - supervisor.spec.weight
+        supervisor.redefine(record, spec, self.definitions.declarations(record.key.app, spec))
 
     async def begin_delete(self, supervisor: Supervisor, *further: Put, events: Sequence[Told] = ()) -> None:
         """Commits that it goes, and stops it; it is removed when nothing of it runs any more.
@@ -184,6 +193,16 @@ class Fleet:
             supervisor.redefine(going, supervisor.spec, None)
             self._changed(key)
         supervisor.retire()
+
+    async def inherit(self, supervisor: Supervisor) -> None:
+        """Commits that a replacement stands for its name from now on."""
+        placed = supervisor.record.placed
+        assert placed is not None
+        record = replace(supervisor.record, placed=replace(placed, waiting=False))
+        await self.journal.commit(Put(record))
+        spec = supervisor.spec
+        supervisor.redefine(record, spec, self.definitions.declarations(record.key.app, spec))
+        self._changed(record.key)
 
     def _settled(self, supervisor: Supervisor) -> None:
         if supervisor.record.deleting:
@@ -207,9 +226,21 @@ class Fleet:
                 return
             if outcome is not None:
                 self.outcomes.add(outcome)
-            del self._supervisors[key]
+            self._let_go(supervisor)
             supervisor.gone()
             self._changed(key)
+
+    def _take_in(self, supervisor: Supervisor) -> None:
+        key = supervisor.key
+        self._supervisors[key] = self._by_app.setdefault(key.app, {})[key] = supervisor
+        self.weight += supervisor.spec.weight
+
+    def _let_go(self, supervisor: Supervisor) -> None:
+        key = supervisor.key
+        del self._supervisors[key], self._by_app[key.app][key]
+        if not self._by_app[key.app]:
+            del self._by_app[key.app]
+        self.weight -= supervisor.spec.weight
 
     def _changed(self, key: Key) -> None:
         for watcher in self.watchers:

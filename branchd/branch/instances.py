@@ -30,6 +30,11 @@ class Instances:
         supervisors = self._fleet.all() if app is None else self._fleet.of(app)
         return [supervisor.view() for supervisor in sorted(supervisors, key=lambda supervisor: supervisor.key)]
 
+    def stands_for(self, app: str, name: str) -> bool:
+        """Whether it is here; a replacement whose elder has the name is not yet."""
+        supervisor = self._fleet.find(Key(app, name))
+        return supervisor is not None and not supervisor.waiting
+
     def get(self, app: str, name: str) -> Instance:
         return self._fleet.get(app, name).view()
 

@@ -37,6 +37,7 @@ class Placed:
     digest: str  #: of what it asked for
     named: bool  #: its name was taken, and others may try to
     accepted_at: float  #: with the request's id it decides which of two holders of one name stays
+    waiting: bool = False  #: a replacement, for whose name its elder stands until it hands it over
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,8 +140,7 @@ class Service:
 
     def branch(self) -> Branch:
         if self.mesh is None:
-            reserved = (supervisor.spec.weight for supervisor in self._fleet.all())
-            room = capacity(self._policies.slots, self._world.host.cpus, reserved)
+            room = capacity(self._policies.slots, self._world.host.cpus, (self._fleet.weight,))
         else:
             room = self.mesh.capacity
         return Branch(

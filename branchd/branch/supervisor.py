@@ -80,6 +80,11 @@ class Supervisor:
         return self.record.key
 
     @property
+    def waiting(self) -> bool:
+        """It is a replacement, and its elder still stands for its name."""
+        return self.record.placed is not None and self.record.placed.waiting
+
+    @property
     def machine(self) -> Machine:
         return self.run.machine
 

@@ -185,4 +185,4 @@ def _clock(facts: MeshFacts) -> Diagnosis:
 def _dropped(facts: MeshFacts) -> Iterator[Diagnosis]:
     for reason, count in sorted(facts.dropped.items()):
         level, meaning, cure = DROPPED.get(reason, (Level.WARNING, "dropped", ""))
-        yield Diagnosis("messages", level, f"{count} dropped as {reason!r}: {meaning}", cure)
+        yield Diagnosis("messages", level, f"{count} dropped as '{reason}': {meaning}", cure)

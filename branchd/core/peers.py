@@ -37,7 +37,6 @@ class Announcement:
     slots: int
     reserved: int
     version: str  #: of branchd
-    protocol: int  #: wire/mesh.py's PROTOCOL
     labels: Mapping[str, str] = field(default_factory=dict)
     address: str | None = None  #: of its API
 

@@ -68,7 +68,7 @@ def material(before: Announcement, after: Announcement) -> bool:
 
 
 def _fixed(said: Announcement) -> tuple[object, ...]:
-    return said.name, said.state, said.slots, said.version, said.protocol, dict(said.labels), said.address
+    return said.name, said.state, said.slots, said.version, dict(said.labels), said.address
 
 
 def doors(point: int) -> tuple[str, ...]:

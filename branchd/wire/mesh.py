@@ -13,9 +13,6 @@ from branchd.core.admission import Probe, Refusal, Room
 from branchd.core.peers import Address, Announcement, Down
 from branchd.core.stamps import Entry
 
-#: version of these messages: branches with another one do not understand each other, and say so
-PROTOCOL = 1
-
 #: bytes of a sealed message; what a spec, a page of a list or a piece of a log needs, and no more
 LONGEST_MESSAGE = 4 << 20
 

@@ -34,7 +34,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from branchd.core.peers import Address
 
-#: of the form of a sealed message; that of what is in it is mesh.py's PROTOCOL
+#: of the form of a sealed message and of what is in it (mesh.py): branches with another one do not understand each
+#: other, and count what they hear as of another version
 VERSION = 1
 
 #: bytes of a neighbourhood's key, and of those that are derived from it

@@ -16,7 +16,6 @@ from branchd.core.errors import Fatal
     [
         ("amqp://", "amqp://127.0.0.1:5672/%2F"),
         ("amqp://u:p@broker", "amqp://broker:5672/%2F"),
-        ("pyamqp://u:p@broker:1234/a", "pyamqp://broker:1234/a"),
         ("amqp://u:p@[::1]:1234/a%2Fb", "amqp://[::1]:1234/a%2Fb"),
         ("amqps://u:p@broker//", "amqps://broker:5671/%2F"),
         ("amqp://one; amqp://u:p@two;", "amqp://one:5672/%2F; amqp://two:5672/%2F"),
@@ -62,7 +61,7 @@ def test_another_kind_is_refused_and_the_possible_ones_are_named(url: str, words
     with pytest.raises(Fatal, match=words) as refused:
         open_bus(url, "hood", "id")
     assert "hush" not in refused.value.detail
-    for possible in ("amqp://", "amqps://", "pyamqp://", "filesystem:///FOLDER"):
+    for possible in ("amqp://", "amqps://", "filesystem:///FOLDER"):
         assert possible in refused.value.hint
 
 

@@ -14,6 +14,7 @@ from yarl import URL
 
 from branchd.api.server import Server
 from branchd.api.settings import HttpSettings
+from branchd.branch.mesh.mesh import Membership
 from branchd.branch.service import Service
 from branchd.branch.world import Policies, World
 from branchd.core.access import Scope
@@ -67,6 +68,7 @@ class House:
         allow_users: tuple[str, ...] | None = None,
         name: str = "here",
         peer_scope: Scope = Scope.OPERATE,
+        membership: Membership | None = None,
     ) -> Service:
         world = World(
             processes=self.processes,
@@ -80,7 +82,7 @@ class House:
             chance=lambda: 0.5,
         )
         policies = Policies(name, {}, None, "{app}:{name}@{branch}", default_user, allow_users, peer_scope)
-        return Service(world, policies, self.store.load(), ADMIN, "0.0.0")
+        return Service(world, policies, self.store.load(), ADMIN, "0.0.0", membership)
 
 
 @dataclass(frozen=True)

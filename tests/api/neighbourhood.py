@@ -99,7 +99,6 @@ class Directory:
                 slots=99,
                 reserved=1,
                 version="0.0.0",
-                protocol=1,
             )
             for member in self._all.members.values()
             if member.name != self._me

@@ -1,4 +1,4 @@
-"""Placements over a real RabbitMQ: complete branches with their stores on disk and in memory, and beside them bare ones.
+"""Placements over a real RabbitMQ: complete branches, their stores on disk and in memory, and beside them bare ones.
 
 The bare ones say what probing and offering costs over this bus on this machine, whatever is done with it: the floor.
 What the branches are is said in branches.py.
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,21 +109,16 @@ def place(scratch: Path) -> str:
 
 
 def _measure(column: Column, broker: str, scratch: Path) -> Figures:
-    with tempfile.TemporaryDirectory(prefix="branchd-bench-", dir=column.folder or scratch) as folder:
-        with _processes(column, broker, Path(folder)) as processes:
-            for process in processes:
-                process.answer()
-            return _figures(column, processes)
-
-
-@contextlib.contextmanager
-def _processes(column: Column, broker: str, folder: Path) -> Iterator[Sequence[Process]]:
     with contextlib.ExitStack() as stack:
+        scratch = column.folder or scratch
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="branchd-bench-", dir=scratch)))
         processes = []
         for number in range(PROCESSES):
             processes.append(process := Process(column, broker, folder, number))
             stack.callback(process.end)
-        yield processes
+        for process in processes:
+            process.answer()  # all of them know each other
+        return _figures(column, processes)
 
 
 def _figures(column: Column, processes: Sequence[Process]) -> Figures:
@@ -158,13 +153,13 @@ def _ask(processes: Sequence[Process], what: str, **options: float) -> list[dict
 
 def _told(folder: Path) -> str:
     """File system, device, and what a durable write takes there."""
-    mounts = [line.split()[:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    at = folder.resolve()
-    device, mount, kind = max((one for one in mounts if at.is_relative_to(one[1])), key=lambda one: len(one[1]))
+    lines = Path("/proc/mounts").read_text().splitlines()
+    mounts = {mount: f"{kind} on {device}" for device, mount, kind, *_ in map(str.split, lines)}
+    within = max((mount for mount in mounts if folder.resolve().is_relative_to(mount)), key=len)
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         began = time.monotonic()
         for number in range(SYNCS):
             os.pwrite(file.fileno(), bytes(PAGE), PAGE * number)
             os.fdatasync(file.fileno())
         took = 1000 * (time.monotonic() - began) / SYNCS
-    return f"{kind} on {device}, {took:.2g} ms for a write with fdatasync"
+    return f"{mounts[within]}, {took:.2g} ms for a write with fdatasync"

@@ -12,6 +12,7 @@ from branchd.branch.layers import app_entry
 from branchd.branch.mesh.hosting import Hosting
 from branchd.branch.mesh.link import Link
 from branchd.branch.mesh.names import Names
+from branchd.branch.mesh.replacing import Replacing
 from branchd.branch.mesh.sharing import Sharing
 from branchd.branch.records import AppRecord, Change, EventRecord, InstanceRecord, Put
 from branchd.branch.world import Policies, World
@@ -117,10 +118,12 @@ class Host:
         self.hosting = Hosting(
             self.link, self.fleet, self.names, self.policies, merge=sharing.merge, draining=lambda: self.draining
         )
+        self.replacing = Replacing(self.link, self.fleet, self.names, self.hosting)
 
     async def begin(self) -> "Host":
         self.resume()
         await self.link.open()
+        self.replacing.begin()
         return await self.settled()
 
     def resume(self) -> None:
@@ -138,6 +141,7 @@ class Host:
         self.store.dead = True
         self.processes.crash()
         self.bus.crash()
+        await self.replacing.end()
         await self.names.end()
 
     async def again(self) -> "Host":

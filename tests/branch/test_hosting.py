@@ -276,10 +276,19 @@ async def test_the_rule_for_peers_does_not_bind_what_came_to_this_branch_itself(
 @simulate
 async def test_a_branch_that_lets_peers_read_lets_them_cancel_nothing():
     one, two = await Hosts().join(2, peer_scope=Scope.READ)
-    await two.hosting.offer(offer("a", "r"))
+    own = replace(WEB, stamp=Stamp(WEB.stamp.time, two.id))
+    await two.hosting.offer(offer("a", "r", entries=(own,)))
     with pytest.raises(NoAnswer):
         await one.link.ask(two.me, Cancel("r"), 1)
     assert two.running == ["a"]
+
+
+@simulate
+async def test_a_branch_that_lets_peers_read_runs_nothing_that_another_one_defined():
+    [one] = await Hosts().join(1, peer_scope=Scope.READ)
+    answer = await one.hosting.offer(offer("a", entries=(replace(WEB, stamp=Stamp(WEB.stamp.time, "0" * 32)),)))
+    assert isinstance(answer, Refusal)
+    assert (answer.reason, "peer_scope" in answer.detail or "define nothing" in answer.detail) == (Reason.INVALID, True)
 
 
 class Lost(Unavailable):

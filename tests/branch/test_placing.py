@@ -102,7 +102,7 @@ class Neighbourhood:
             self._serve(link, Cancel, target, target.cancel)
             self.links.append(link)
         announced = [
-            Announcement(f"b{number}", "boot", f"host{number}", 1, 1, BranchState.UP, 0.0, size, 0, "1", 1)
+            Announcement(f"b{number}", "boot", f"host{number}", 1, 1, BranchState.UP, 0.0, size, 0, "1")
             for number, size in enumerate(slots)
         ]
         self.members = tuple(Member(announcement, 0.0, 0.0) for announcement in announced[1:])

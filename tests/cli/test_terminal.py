@@ -31,6 +31,9 @@ class Terminal:
     def read_until(self, words: str) -> None:
         until_sync(lambda: words in self._read(), 20, f"{words} is shown")
 
+    def type(self, text: str) -> None:
+        os.write(self._reading, text.encode())
+
     def end(self) -> int:
         until_sync(lambda: self._read() and self.process.poll() is not None, 20, "it ends")
         self._read()
@@ -118,3 +121,13 @@ def test_a_reader_that_goes_away_ends_it_without_words(url: str) -> None:
     assert process.stderr.read() == b""
     assert process.wait(20) == 1
     process.stderr.close()
+
+
+@pytest.mark.parametrize(("answer", "arguments"), [("n\n", ()), ("\x04", ("-o", "json"))], ids=["no", "end of input"])
+def test_the_end_of_a_daemon_is_asked_for_twice(url: str, answer: str, arguments: tuple[str, ...]) -> None:
+    terminal = Terminal("--url", url, "branch", "shutdown", "here", *arguments)
+    terminal.read_until("End the daemon of branch here, and all that it runs? [y/N]")
+    terminal.type(answer)
+    assert terminal.end() == 1
+    assert "Aborted!" in terminal.shown
+    subprocess.run([*PROGRAM, "--url", url, "whoami"], check=True, stdout=subprocess.DEVNULL)

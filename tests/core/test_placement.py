@@ -37,7 +37,7 @@ PROBE = Probe("shop", 1)
 
 
 def announcement(id: str, slots: int = 8, **labels: str) -> Announcement:
-    return Announcement(id, "boot", f"host-{id}", 1, 1, BranchState.UP, 0.0, slots, 0, "1", 1, labels)
+    return Announcement(id, "boot", f"host-{id}", 1, 1, BranchState.UP, 0.0, slots, 0, "1", labels)
 
 
 def placement(

@@ -12,7 +12,7 @@ UP, CLOSED, SILENT = BranchState.UP, BranchState.CLOSED, BranchState.SILENT
 
 def announcement(id="a", incarnation=1, sequence=1, *, boot="", name="", state=UP):
     boot = boot or f"boot{incarnation}"
-    return Announcement(id, boot, name or id, incarnation, sequence, state, 0.0, 4, 0, "1", 1)
+    return Announcement(id, boot, name or id, incarnation, sequence, state, 0.0, 4, 0, "1")
 
 
 def roster(*said, now=0.0):

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from branchd.cli import control, daemon
-from branchd.client import ApiProblem, BranchdClient
+from branchd.client import ApiProblem
 from branchd.wire.mesh import LONGEST_MESSAGE
 from branchd.wire.sealing import VERSION
 from tests.e2e.branch import RunningBranch
@@ -195,7 +195,7 @@ async def test_messages_that_are_not_the_neighbourhoods_are_dropped_and_counted(
 
     # Nothing else came of them.
     await together(left, right)
-    await left.client.put_app("shop", {"kind": "command", "command": ["sleep", "1000"]})
+    await left.client.put_app("shop", {"kind": "command", "command": ["sleep", "1000"], "user": "nobody"})
     made = await left.client.at("right").create_instance("shop", {"name": "web"}, wait=20)
     assert (made["branch"], made["status"]["state"]) == ("right", "RUNNING")
 
@@ -252,10 +252,7 @@ async def test_a_second_branch_of_one_id_stays_out_and_is_told_why(rabbitmq: Rab
 async def test_a_clock_that_is_ten_minutes_off_writes_no_definitions(rabbitmq: RabbitMQ, make: Maker) -> None:
     left, right = make("left", rabbitmq.url), make("right", rabbitmq.url)
     early = make("early", rabbitmq.url, fast=True)
-    for member in (left, right, early):
-        member.launch()
-    for member in (left, right, early):
-        await until(lambda member=member: _is_ready(member.client), 60, "the daemon to be ready")
+    await asyncio.gather(left.start(), right.start(), early.start())
     await together(left, right, early)
     await early.finds("clock", "ahead of the median", "set the clock")
     app = {"kind": "command", "command": ["sleep", "1000"]}
@@ -264,13 +261,6 @@ async def test_a_clock_that_is_ten_minutes_off_writes_no_definitions(rabbitmq: R
     assert refused.value.status == 503
     await left.finds("clock", "the median of the neighbourhood", level="ok", code=0)
     assert (await right.client.put_app("shop", app))["name"] == "shop"
-
-
-async def _is_ready(client: BranchdClient) -> bool:
-    try:
-        return await client.ready()
-    except OSError:
-        return False
 
 
 # Brokers

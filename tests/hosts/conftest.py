@@ -63,7 +63,7 @@ def neighbourhood(site: Site, request: pytest.FixtureRequest) -> Iterator[Maker]
     def make(slots: Mapping[str, int]) -> Neighbourhood:
         mesh = ("--broker", site.broker.url, "--neighbourhood", folder.name)
         branches = [
-            HostBranch(name, host, size, folder / name, *mesh, env=env)
+            HostBranch(name, host, size, folder / name, env, *mesh)
             for host, (name, size) in zip(site.hosts, slots.items(), strict=True)
         ]
         made.append(Neighbourhood(site.network, site.broker, branches, Programs(folder)))

@@ -30,21 +30,21 @@ SLACK = 3.0
 
 
 class HostBranch(RunningBranch):
-    def __init__(
-        self, name: str, host: Host, slots: int, folder: Path, *arguments: str, env: Mapping[str, str]
-    ) -> None:
+    def __init__(self, name: str, host: Host, slots: int, folder: Path, env: Mapping[str, str], *mesh: str) -> None:
+        """`mesh`: the arguments that make it one of a neighbourhood."""
         folder.mkdir()
-        super().__init__(folder, "--name", name, *arguments, env={**env, "BRANCHD_SLOTS": str(slots)})
+        super().__init__(folder, "--name", name, env={**env, "BRANCHD_SLOTS": str(slots)})
         self.name = name
         self.host = host
         self.slots = slots
+        self.mesh = mesh
 
     @property
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def command(self, *arguments: str) -> list[str]:
-        return [*self.host.within, *super().command(*arguments)]
+        return [*self.host.within, *super().command(*self.mesh, *arguments)]
 
     def kill(self) -> None:
         """As a power cut would; nothing when it does not run."""

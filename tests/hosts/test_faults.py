@@ -201,3 +201,36 @@ async def test_names_can_be_taken_again_when_owners_had_time_to_return_to_the_br
 
     await until(named, 120, "a named create")
     await hosts.check()
+
+
+@pytest.mark.faults
+async def test_a_name_that_was_taken_again_while_its_owner_was_cut_off_has_one_owner_when_that_is_back(
+    neighbourhood: Maker,
+) -> None:
+    hosts = await with_workers(neighbourhood)
+    left, right = hosts["left"], hosts["right"]
+    name = next(name for name in hosts.on(right) if name.startswith("w-"))
+    first = hosts.live.pop(name)
+    hosts.network.cut(right.host)
+
+    async def taken() -> bool:
+        """Once the broker has given up the dead connection; till then the name is known to be somebody's."""
+        try:
+            await hosts.create(left, name)
+        except ApiProblem as problem:
+            if problem.status != 503:
+                raise
+            return False
+        return True
+
+    await until(taken, 120, "the name to be free")
+    second = hosts.live[name]
+    assert hosts.programs.only(first.mark) == first.pid, "it runs on where nobody can ask for it"
+    hosts.network.heal(right.host)
+    # The one that was accepted first stays.
+    hosts.live[name] = first
+    await hosts.check()
+    assert second.mark not in hosts.programs.running()
+    async with contextlib.aclosing(hosts[second.branch].client.events(tail=1000, follow=False)) as events:
+        told = [event async for event in events if event["type"] == "instance.conflict"]
+    assert [(event["instance"], event["data"]["stays_at"]) for event in told] == [(name, "right")]

@@ -60,11 +60,9 @@ class Entrance:
 
     async def delete(self, app: str, name: str) -> None:
         """Wherever it is; it has begun when this returns."""
-        try:
+        if self.mesh is None or self.service.instances.stands_for(app, name):
             await self.service.instances.delete(app, name)
-        except NotFound:
-            if self.mesh is None:
-                raise
+        else:
             await self._delete_there(self.mesh, app, name)
 
     async def _delete_there(self, mesh: Mesh, app: str, name: str) -> None:

@@ -115,7 +115,7 @@ Policy = Callable[[World], Callable[[], None]]
 def by_placement(world: World) -> Callable[[], None]:
     """Each create at a branch of its own choice, by the state machine of core/placement.py."""
     fitting = Candidates(
-        Announcement(host.id, "b", host.id, 1, 1, BranchState.UP, 0.0, host.slots, 0, "", 1) for host in world.hosts
+        Announcement(host.id, "b", host.id, 1, 1, BranchState.UP, 0.0, host.slots, 0, "") for host in world.hosts
     ).fitting({})
     books: defaultdict[str, Books] = defaultdict(Books)
 

@@ -90,7 +90,7 @@ class Simulation:
         self._failed_at = 0.0
         self._known: dict[str, float] = {}
         said = [
-            Announcement(f"branch-{number}", "1", f"host-{number}", 1, 1, BranchState.UP, 0.0, 8, 0, "1", 1)
+            Announcement(f"branch-{number}", "1", f"host-{number}", 1, 1, BranchState.UP, 0.0, 8, 0, "1")
             for number in range(branches)
         ]
         roster = Roster()

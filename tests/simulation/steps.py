@@ -1,4 +1,4 @@
-"""What can happen to a neighbourhood, as values that hypothesis draws, shrinks and prints, and how each of them is done.
+"""What can happen to a neighbourhood, as values that hypothesis draws, shrinks and prints, and how each is done.
 
 A step begins something and lets so many seconds pass: what it began goes on beside the steps after it. All chance but
 that of hypothesis comes from the seed of the run, the ids of requests too. Between two processes the order of a set of
@@ -7,7 +7,7 @@ texts differs: PYTHONHASHSEED=0 makes a run that was printed by one of them the 
 
 import asyncio
 import secrets
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from random import Random
@@ -143,12 +143,12 @@ class Play:
     async def end(self) -> None:
         """Everything is healed, and after a while everything is as it should be."""
         hood = self._hood
-        await hood.remove_clones()
         hood.calm()
         hood.heal()
         while self._under_way:
             await hood.advance(1)
             self.look()
+        await hood.remove_clones()
         await hood.quiet(hood.quiet_time())
 
     async def close(self) -> None:
@@ -184,7 +184,8 @@ class Play:
 
     def put(self, branch: int, app: str, weight: int) -> None:
         self._count += 1
-        self._begin(self._hood.put_app(self._through(branch), app, {**APP, "env": {"N": f"{self._count}"}, "weight": weight}))
+        spec = {**APP, "env": {"N": f"{self._count}"}, "weight": weight}
+        self._begin(self._hood.put_app(self._through(branch), app, spec))
 
     def replicas(self, branch: int, count: int) -> None:
         self._begin(self._hood.put_app(self._through(branch), CREW, {**APP, "replicas": count}))

@@ -15,6 +15,9 @@ from branchd.core.stamps import Entry, EntryKind, Stamp
 from branchd.core.values import Identity, Key
 from tests.simulation.machine import Machine
 
+#: seconds within which an offer is judged and committed
+JUDGED = 5.0
+
 
 @dataclass
 class Created:
@@ -73,8 +76,14 @@ class Witness:
                 for record in other.kept().instances:
                     if record.key == key and record.placed is not None and record.placed.request != request:
                         self._elders[request] = record.placed.request
-        taken = sum(weights(machine.kept()).values())
+        kept = machine.kept()
+        new = {record.key for record in kept.instances if self._fresh(machine, record)}
+        taken = sum(weight for key, weight in weights(kept).items() if key not in new)
         assert taken <= machine.slots, f"1: {key} on {machine.name} takes it to {taken} of {machine.slots} slots"
+
+    def _fresh(self, machine: Machine, record: InstanceRecord) -> bool:
+        """Pinned since it was judged, perhaps, whether there is room for another one."""
+        return record.placed is None and machine.wall() - record.created_at < JUDGED
 
     def _wrote(self, machine: Machine, entry: Entry) -> None:
         place = machine.number, entry.kind, entry.app, entry.name

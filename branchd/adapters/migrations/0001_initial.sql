@@ -38,11 +38,12 @@ CREATE TABLE instances (
     generation INTEGER NOT NULL,
     created_at REAL NOT NULL,
     deleting INTEGER NOT NULL,
-    -- all four of a placed one, none of a pinned one
+    -- all five of a placed one, none of a pinned one
     request TEXT,
     digest TEXT,
     named INTEGER,
     accepted_at REAL,
+    waiting INTEGER,
     PRIMARY KEY (app, name)
 ) WITHOUT ROWID;
 

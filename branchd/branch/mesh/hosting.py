@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 from weakref import WeakValueDictionary
 
 import structlog
@@ -82,9 +83,8 @@ class Hosting:
     @property
     def capacity(self) -> Capacity:
         """What is being taken counts already."""
-        weights = [supervisor.spec.weight for supervisor in self._fleet.all()]
-        weights += [weight for key, weight in self._reserved.values() if self._fleet.find(key) is None]
-        return capacity(self._policies.slots, self._fleet.world.host.cpus, weights)
+        being_taken = (weight for key, weight in self._reserved.values() if self._fleet.find(key) is None)
+        return capacity(self._policies.slots, self._fleet.world.host.cpus, (self._fleet.weight, *being_taken))
 
     def room(self, probe: Probe) -> Room:
         return judge_room(probe, self._standing(probe.app, peer=False))
@@ -118,7 +118,7 @@ class Hosting:
         read_only = peer and self._policies.peer_scope is Scope.READ
         return Standing(
             capacity=self.capacity,
-            siblings=len(self._fleet.of(app)),
+            siblings=self._fleet.count(app),
             load=self._load(),
             labels=self._policies.labels,
             guards=self._policies.guards,
@@ -185,17 +185,21 @@ class Hosting:
             await self._merge(offer.entries)
         except StorageFailed as failure:
             raise _No(Reason.STORAGE, failure.detail) from None
-        spec = self._check(offer, key, peer)
+        try:
+            raw = accept(offer.spec, {})
+        except Invalid as invalid:
+            raise _No(Reason.INVALID, _told(invalid.faults)) from None
+        spec = self._check(key, raw, peer)
         probe = Probe(key.app, spec.weight, spec.constraints, spec.spread)
         refusal = admit(probe, self._standing(key.app, peer=peer is not None))
         if refusal is not None:
             raise _No(refusal.reason, refusal.detail)
         with self._reserving(offer.request, key, spec.weight):  # no await since it was judged
             async with self._named(offer, key) as sure, self._fleet.lock(key.app):
-                self._check(offer, key, peer)  # definitions, and who is here, may have changed meanwhile
-                return await self._commit(offer, key, sure)
+                self._check(key, raw, peer)  # definitions, and who is here, may have changed meanwhile
+                return await self._commit(offer, key, raw, sure)
 
-    def _check(self, offer: Offer, key: Key, peer: Address | None) -> Spec:
+    def _check(self, key: Key, raw: dict[str, Any], peer: Address | None) -> Spec:
         """Everything but room and the name elsewhere."""
         definitions, found = self._fleet.definitions, self._fleet.find(key)
         entry = definitions.entries.get((EntryKind.APP, key.app, ""))
@@ -212,7 +216,7 @@ class Hosting:
             raise _No(Reason.NAME_TAKEN, f"{key} exists already, here")
         try:
             self._fleet.check_room(key)
-            spec = definitions.effective(app, accept(offer.spec, {}))
+            spec = definitions.effective(app, raw)
         except Conflict as conflict:
             raise _No(Reason.NO_ROOM, conflict.detail) from None
         except Unavailable as unavailable:
@@ -235,11 +239,7 @@ class Hosting:
     async def _named(self, offer: Offer, key: Key) -> AsyncIterator[Callable[[], Awaitable[None]] | None]:
         """The name is this branch's, once what is yielded was awaited."""
         if offer.moving:
-            self._names.await_handover(key)
-            try:
-                yield None
-            finally:
-                self._names.look(key)
+            yield None
         elif offer.named:
             async with contextlib.AsyncExitStack() as stack:
                 try:
@@ -253,10 +253,12 @@ class Hosting:
             yield None  # unique by construction
             await self._names.bind(key)
 
-    async def _commit(self, offer: Offer, key: Key, sure: Callable[[], Awaitable[None]] | None) -> Supervisor:
+    async def _commit(
+        self, offer: Offer, key: Key, raw: dict[str, Any], sure: Callable[[], Awaitable[None]] | None
+    ) -> Supervisor:
         now = self._fleet.world.wall()
-        placed = Placed(offer.request, offer.digest, offer.named, now)
-        record = InstanceRecord(key, accept(offer.spec, {}), 1, now, placed=placed)
+        placed = Placed(offer.request, offer.digest, offer.named, now, waiting=offer.moving)
+        record = InstanceRecord(key, raw, 1, now, placed=placed)
         outcome = OutcomeRecord(offer.request, offer.digest, now, key.app, key.name)
         try:
             return await self._fleet.add(record, outcome, sure)

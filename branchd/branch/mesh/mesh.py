@@ -15,6 +15,7 @@ from branchd.branch.mesh.link import Link
 from branchd.branch.mesh.names import Names, placed_key
 from branchd.branch.mesh.placing import Made, Placing
 from branchd.branch.mesh.presence import Presence, Self
+from branchd.branch.mesh.replacing import Replacing
 from branchd.branch.mesh.replicas import PRINCIPAL, Replicas
 from branchd.branch.mesh.replicas import request as replica_request
 from branchd.branch.mesh.sharing import Sharing
@@ -35,7 +36,7 @@ from branchd.core.peers import Address, Announcement, BranchState
 from branchd.core.spec import Spec
 from branchd.core.values import Key, Truth
 from branchd.wire import json
-from branchd.wire.mesh import PROTOCOL, Knock, Offer, WhereIs
+from branchd.wire.mesh import Knock, Offer, WhereIs
 from branchd.wire.resources import ConditionType, Explanation
 from branchd.wire.sealing import Seal
 from branchd.wire.spec import accept, effective
@@ -117,6 +118,7 @@ class Mesh:
             merge=self.sharing.merge,
             draining=lambda: self.draining.active,
         )
+        self._replacing = Replacing(self.link, fleet, self._names, self._hosting)
         self.draining = Draining(
             fleet,
             self.link,
@@ -152,12 +154,14 @@ class Mesh:
         self.presence.begin(self._gossip.exchange)
         self._gossip.begin()
         self.replicas.begin()
+        self._replacing.begin()
         if self.draining.active:
             self.draining.resume()
 
     async def end(self) -> None:
         """Leaves; the others hear of it. What runs goes on."""
         await self.replicas.end()
+        await self._replacing.end()
         await self._gossip.end()
         await self.presence.end()
         self.carrier.close()
@@ -377,7 +381,6 @@ class Mesh:
             myself.slots,
             0,
             self._version,
-            PROTOCOL,
             myself.labels,
         )
 

@@ -19,7 +19,7 @@ from branchd.core.errors import Conflict, NoRoute, NotFound, StorageFailed, Unav
 from branchd.core.names import Holding, asks_per_second
 from branchd.core.peers import Address
 from branchd.core.values import Key
-from branchd.wire.mesh import Handover, Here, Knock, WhereIs
+from branchd.wire.mesh import Here, Knock, WhereIs
 
 log = structlog.get_logger(__name__)
 
@@ -37,9 +37,6 @@ BATCH = 500
 
 #: seconds until what failed is tried again
 AGAIN = 1.0
-
-#: seconds after which a replacement that nobody handed the name to takes it; its elder, where it still is, then wins
-HANDOVER_WITHIN = 600.0
 
 
 class Taken(Conflict):
@@ -83,7 +80,6 @@ class Names:
         self._bound: set[str] = set()  #: at this connection
         self._taking: set[Key] = set()
         self._moving: set[Key] = set()  #: instances here whose replacements are being started elsewhere
-        self._waiting: dict[Key, asyncio.TimerHandle] = {}  #: replacements here that the name is not handed over to yet
         self._given_up: set[Key] = set()  #: instances that still stop here, and whose name is another one's
         self._dirty: set[Key] = set()  #: whose keys may be bound otherwise than they should be
         self._work = asyncio.Event()
@@ -92,14 +88,11 @@ class Names:
         self._quiet_until = 0.0
         self._life: asyncio.Task[None] | None = None
         link.serve(WhereIs, self._where_is)
-        link.serve(Handover, self._handover)
         link.hear(Knock, lambda _, __: None)  # that it arrives is all
         link.on_state(self._state)
         fleet.watchers.append(self.look)
 
     async def end(self) -> None:
-        for handle in self._waiting.values():
-            handle.cancel()
         if self._life is not None:
             self._life.cancel()
             await asyncio.wait([self._life])
@@ -114,7 +107,7 @@ class Names:
         record = supervisor.record
         if record.placed is None:
             return Here(self._branch, "", "", record.created_at)
-        moving = key in self._moving or key in self._waiting
+        moving = key in self._moving or record.placed.waiting
         return Here(self._branch, record.placed.request, record.placed.digest, record.placed.accepted_at, moving)
 
     def look(self, key: Key) -> None:
@@ -123,7 +116,6 @@ class Names:
         if supervisor is None:
             self._moving.discard(key)
             self._given_up.discard(key)
-            self._arrived(key)
         elif supervisor.record.deleting and key in self._moving:
             self._given_up.add(key)  # its replacement stands for the name
         self._dirty.add(key)
@@ -134,17 +126,23 @@ class Names:
         if key in self._taking:
             return placed_key(key)
         supervisor = self._fleet.find(key)
-        if supervisor is None or key in self._given_up or key in self._waiting:
+        if supervisor is None or key in self._given_up:
             return None
-        return pinned_key(key) if supervisor.record.placed is None else placed_key(key)
+        placed = supervisor.record.placed
+        if placed is None:
+            return pinned_key(key)
+        return None if placed.waiting else placed_key(key)
 
     async def bind(self, key: Key) -> None:
         """At once, where that is possible; else it is done with the next connection."""
         route, connection = placed_key(key), self._connections
-        with contextlib.suppress(Unavailable):
+        self._bound.add(route)  # first: what look() began would bind it a second time
+        try:
             await self._link.bind(route)
+        except Unavailable:
             if connection == self._connections:
-                self._bound.add(route)
+                self._bound.discard(route)
+                self.look(key)
 
     async def give_up(self, key: Key) -> None:
         """This branch does not stand for the name any more, though the instance still stops here."""
@@ -157,37 +155,12 @@ class Names:
             self._moving.add(key)
         else:
             self._moving.discard(key)
+            self._fleet.later(self._compare(key, told=True))  # its replacement may have got the name
 
     async def _unbind(self, key: Key) -> None:
         self._bound.discard(placed_key(key))
         with contextlib.suppress(Unavailable):
             await self._link.unbind(placed_key(key))
-
-    # Replacements
-
-    def await_handover(self, key: Key) -> None:
-        """A replacement is about to be hosted, for whose name its elder stands until it hands it over."""
-        loop = asyncio.get_running_loop()
-        self._waiting[key] = loop.call_later(HANDOVER_WITHIN, self._overdue, key)
-
-    def _overdue(self, key: Key) -> None:
-        self._arrived(key)
-        self.look(key)
-        self._fleet.later(self._compare(key))
-
-    def _arrived(self, key: Key) -> None:
-        if handle := self._waiting.pop(key, None):
-            handle.cancel()
-
-    async def _handover(self, _: Address, question: Handover) -> Here | None:
-        key = Key(question.app, question.name)
-        found = self._fleet.find(key)
-        if found is None or found.record.placed is None:
-            return None
-        await self._link.bind(placed_key(key))
-        self._arrived(key)
-        self.look(key)
-        return self.here(key)
 
     # Taking a name
 
@@ -364,7 +337,9 @@ class Names:
     async def locate(self, app: str, name: str) -> tuple[Address, Here]:
         """Which branch has it. NotFound, Conflict where several have it pinned, Unavailable where it cannot be told."""
         key = Key(app, name)
-        mine = None if key in self._waiting else self.here(key)
+        supervisor = self._fleet.find(key)
+        waiting = supervisor is not None and supervisor.waiting
+        mine = None if waiting else self.here(key)
         if mine is not None and (mine.request or not self._link.connected):
             return self._link.me, mine
         if not self._link.connected:

@@ -19,7 +19,7 @@ from branchd.core.errors import Conflict, NoAnswer, NoRoute, Unavailable
 from branchd.core.peers import Address, Announcement, BranchState, Down
 from branchd.core.presence import Guard, ahead, due, joining_wait, material, news
 from branchd.core.roster import Member, Roster
-from branchd.wire.mesh import PROTOCOL, Announce, Gone, Ping, Pong
+from branchd.wire.mesh import Announce, Gone, Ping, Pong
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +86,6 @@ class Presence:
         self._sweep_at = clock() + SWEEP_EVERY
         self._told_doubt = ""
         self._was_connected = False
-        self._on_change: list[Callable[[], None]] = []
         self._poke = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,10 +155,6 @@ class Presence:
         self._guard.confirm()
         self._poke.set()
 
-    def on_change(self, callback: Callable[[], None]) -> None:
-        """Called after the roster changed."""
-        self._on_change.append(callback)
-
     @property
     def offset(self) -> float:
         """Seconds that this branch's clock is ahead of the median of all clocks that it heard, its own included."""
@@ -217,8 +212,6 @@ class Presence:
             self._watching.moved()
             self._find_namesakes()
             self._poke.set()  # how many there are decides when to announce, and of what is missing it may be doubted
-        for callback in self._on_change:
-            callback()
 
     def _find_namesakes(self) -> None:
         if not self.joined:
@@ -365,7 +358,6 @@ class Presence:
             slots=mine.slots,
             reserved=mine.reserved,
             version=mine.version,
-            protocol=PROTOCOL,
             labels=mine.labels,
             address=mine.address,
         )

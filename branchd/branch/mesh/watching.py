@@ -14,6 +14,9 @@ from branchd.core.ring import RETRY, TRIES, Ring, Watch
 from branchd.core.roster import Roster
 from branchd.wire.mesh import Ping
 
+#: seconds after which a silent branch counts as gone, where the bus does not tell that nobody holds its inbox
+GIVEN_UP_AFTER = 60.0
+
 #: seconds within which a ping to this branch itself must come back before it accuses another
 MYSELF_WITHIN = 0.5
 
@@ -32,6 +35,7 @@ class Watching:
     ) -> None:
         """`doubt`: why nothing is concluded from absence, or "". `found`: told of each that ended."""
         self._link = link
+        self._clock = clock
         self._roster = roster
         self._doubt = doubt
         self._found = found
@@ -80,7 +84,9 @@ class Watching:
         except NoRoute:
             await self._accuse(id, BranchState.CLOSED)
         except Unavailable:
-            pass
+            silent = self._clock() - member.since if member.state is BranchState.SILENT else 0.0
+            if not self._link.definite and silent > GIVEN_UP_AFTER:
+                await self._accuse(id, BranchState.CLOSED)
         else:
             self.heard(id)
 
