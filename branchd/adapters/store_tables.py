@@ -178,7 +178,7 @@ QUEUES: Table[QueueRecord] = Table(
 INSTANCES: Table[InstanceRecord] = Table(
     name="instances",
     keys=("app", "name"),
-    values=("spec", "generation", "created_at", "deleting", "request", "digest", "named", "accepted_at"),
+    values=("spec", "generation", "created_at", "deleting", "request", "digest", "named", "accepted_at", "waiting"),
     to_row=_instance_to_row,
     from_row=_instance_from_row,
 )

@@ -16,6 +16,9 @@ SLOTS = {"left": 8, "middle": 8, "right": 8}
 #: seconds within which the others see it, by the design, when one branch closed, and when one does not answer
 CLOSED, SILENT = 5, 11
 
+#: seconds of quiet after which all agree, by the design
+AGREED = 60
+
 
 async def with_workers(neighbourhood: Maker) -> Neighbourhood:
     """Three of them on each host, a name given or not."""
@@ -93,12 +96,12 @@ async def test_workers_of_a_host_that_is_cut_off_go_on_and_all_agree_when_it_is_
     assert made["branch"] != "right"
     assert not (wrong := hosts.processes()), wrong
     hosts.network.heal(right.host)
-    await hosts.check()
+    await timed("all agree after a host was cut off", AGREED, hosts.agree, measured)
     await hosts.delete(right, made["name"])
     await hosts.check()
 
 
-async def test_a_host_whose_connections_break_is_back_at_once(neighbourhood: Maker) -> None:
+async def test_a_host_whose_connections_break_is_back_with_all_that_it_had(neighbourhood: Maker) -> None:
     hosts = await with_workers(neighbourhood)
     for _ in range(3):
         hosts.network.reset(hosts["middle"].host)
@@ -129,7 +132,7 @@ async def test_a_daemon_that_is_killed_is_gone_and_finds_its_workers_and_their_n
     assert {item["name"] for item in listed["items"]}.isdisjoint(theirs)
 
     await right.start()
-    await hosts.check()
+    await timed("all agree after a killed daemon was started again", AGREED, hosts.agree, measured)
     named = next(name for name in theirs if name.startswith("w-"))
     with pytest.raises(ApiProblem) as taken:
         await hosts.create(left, named)
@@ -178,7 +181,7 @@ async def test_the_broker_is_killed_and_no_worker_and_no_local_call_minds(
 
     async with told_to_be_there(hosts):
         await asyncio.to_thread(hosts.broker.start)
-        await timed("all agree after the broker's restart", 60, hosts.agree, measured)
+        await timed("all agree after the broker's restart", AGREED, hosts.agree, measured)
     made = await hosts.create(hosts["right"])
     await hosts.delete(left, made["name"])
     await hosts.check()

@@ -60,6 +60,7 @@ class Draining:
         drained: str,
         changed: Callable[[], None],
         others: Callable[[], bool],
+        again: Callable[[Address], Address],
         offer: Callable[[Supervisor, str], Awaitable[Address]],
         ready: Callable[[Address, Key, float], Awaitable[str]],
         release: Callable[[Key, bool], Awaitable[None]],
@@ -67,6 +68,7 @@ class Draining:
         """`drained`: what was remembered, "" for nothing. `changed`: the neighbours are to hear of it.
 
         `others`: whether other branches are known and can be asked.
+        `again(owner)`: the address of that branch now: its daemon may have been started anew since it accepted.
         `offer(old, request)`: places a replacement anywhere else; NoCapacity and all that a create raises.
         `ready(owner, key, seconds)`: waits for it there; why it is not, or "". `release(key, moving)`: while moving,
         this branch says so of the name; after it this branch answers for the name no more.
@@ -79,6 +81,7 @@ class Draining:
         self._operations = operations
         self._changed = changed
         self._others = others
+        self._again = again
         self._offer = offer
         self._ready = ready
         self._release = release
@@ -177,7 +180,7 @@ class Draining:
         async with self._fleet.lock(key.app):
             if supervisor.record.deleting:  # by a person: then its replacement must not live either
                 raise Conflict("it is being deleted")
-            here = await self._link.ask(owner, Handover(key.app, key.name), ANSWER_WITHIN)
+            here = await self._link.ask(self._again(owner), Handover(key.app, key.name), ANSWER_WITHIN)
             if not isinstance(here, Here):
                 raise Unavailable("its replacement did not take the name")
             await self._fleet.begin_delete(supervisor)
@@ -189,7 +192,7 @@ class Draining:
         if offering.cancelled() or offering.exception() is not None:
             return
         try:
-            await self._link.ask(offering.result(), Cancel(request), ANSWER_WITHIN)
+            await self._link.ask(self._again(offering.result()), Cancel(request), ANSWER_WITHIN)
         except (NoRoute, Unavailable) as error:
             log.warning("replacement not taken back", request=request, reason=error.detail)
 

@@ -126,6 +126,7 @@ class Mesh:
             drained=facts.get(DRAINING, ""),
             changed=self.presence.changed,
             others=lambda: self.link.connected and self.presence.joined and bool(self.presence.others()),
+            again=self._again,
             offer=self._move,
             ready=self._ready_there,
             release=self._names.release,
@@ -332,9 +333,9 @@ class Mesh:
         while (left := end - loop.time()) > 0:
             target = f"/v1/apps/{key.app}/instances/{key.name}?local=1&wait={min(left, SLICE):.3f}s"
             try:
-                seen = await self._read(owner, target, SLICE + ANSWER_WITHIN)
+                seen = await self._read(self._again(owner), target, SLICE + ANSWER_WITHIN)
             except NoAnswer:
-                continue
+                continue  # its daemon may be started anew
             status = seen["status"]
             truths = {condition["type"]: condition["status"] for condition in status["conditions"]}
             if status["state"] == State.RUNNING and truths.get(ConditionType.READY) == Truth.TRUE:
@@ -342,6 +343,10 @@ class Mesh:
             if status["state"] in (State.FATAL, State.EXITED):
                 return f"it is {status['state']} at branch {seen['branch']}: {status['reason'] or 'it has ended'}"
         return f"not within {seconds:g} s"
+
+    def _again(self, owner: Address) -> Address:
+        member = self.presence.roster.get(owner.id)
+        return owner if member is None else member.peer
 
     async def _read(self, to: Address, target: str, within: float) -> Any:
         """What another branch's API answers to a GET. NotFound, NoRoute, Unavailable."""
