@@ -17,7 +17,7 @@ help:
 	@echo "make sim                  presence and placement for 10 to 10,000 simulated branches, as tables"
 	@echo "make check                ruff, mypy, the rooms' import contracts, the documentation"
 	@echo "make docs                 the documentation alone, into docs/_build/html"
-	@echo "make bench [ARGS=...]     side by side with supervisord, into tests/bench/results.md"
+	@echo "make bench [ARGS=...]     beside supervisord, and placements, into tests/bench/results.md"
 	@echo "make lock                 new versions into requirements/*.txt"
 
 demo: .venv/.demo

@@ -1,6 +1,7 @@
 """Long work, doctor and explain: who may ask for it, through which branch, and what is refused."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,7 @@ async def test_the_end_of_a_daemon_is_never_carried(tmp_path: Path) -> None:
         a, b = branches.values()
         for path in ("/v1/branches/b/actions/shutdown", f"/v1/branches/{b.service.id}/actions/shutdown"):
             assert (await a.api("POST", path)).slug == "denied"
-        assert not (a.service.ending.is_set() or b.service.ending.is_set())
+        assert not any(branch.service.ending.is_set() for branch in (a, b))
 
 
 async def test_what_is_told_of_another_branch_is_its_own(three: Branches) -> None:
@@ -164,6 +165,15 @@ async def test_what_is_told_of_another_branch_is_its_own(three: Branches) -> Non
     assert {"accounts", "broker", "clock"} <= {one["check"] for one in answer.json["findings"]}
     confirmed = await a.api("POST", "/v1/branches/b/actions/confirm")
     assert (way(confirmed), confirmed.json["id"]) == ((200, "b", "a"), b.service.id)
+
+
+async def test_another_daemon_with_this_branchs_id_is_told_of(three: Branches) -> None:
+    a, b, _ = three.values()
+    [mine] = [other for other in a.mesh.others() if other.id == b.service.id]
+    b.mesh.presence.believe([replace(mine, boot="another", incarnation=b.mesh.presence.incarnation)])
+    first = (await a.api("GET", "/v1/doctor?branch=b")).json["findings"][0]
+    assert (first["check"], first["level"]) == ("identity", "failure")
+    assert "--new-id" in first["cure"]
 
 
 async def test_any_branch_finds_out_how_an_instance_was_placed(three: Branches) -> None:

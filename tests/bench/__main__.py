@@ -1,8 +1,9 @@
-"""`make bench`: branchd beside supervisord in one run, and the floors of this machine.
+"""`make bench`: branchd beside supervisord in one run, placements over RabbitMQ, and the floors of this machine.
 
-Writes results.json and results.md beside this file and prints the latter. Takes about ten minutes on a quiet machine;
-root and a kernel with CONFIG_PROC_EVENTS are needed. Only processes that it started are ended, and nothing listens but
-on unix sockets in a temporary folder.
+Writes results.json and results.md beside this file and prints the latter. Takes about fifteen minutes on a quiet
+machine; root and a kernel with CONFIG_PROC_EVENTS are needed for all but the mesh, and RabbitMQ for that. Only
+processes that it started are ended, and nothing listens but on unix sockets in a temporary folder and, for the mesh, on
+the loopback interface.
 """
 
 import argparse
@@ -13,18 +14,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import observe
+from tests.bench import mesh, observe
 from tests.bench.measures import MEASURES, Figures, floors
 from tests.bench.report import markdown
 from tests.bench.supervisors import Branchd, Loop, Supervisor, Supervisord
 
 HERE = Path(__file__).parent
 
+CHOICES = (*MEASURES, "floors", "mesh")
+
 
 def main() -> int:
     """The exit status: 1 when a measure failed, whose figures are then missing."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=[*MEASURES, "floors"], default=[*MEASURES, "floors"])
+    parser.add_argument("--only", nargs="+", choices=CHOICES, default=CHOICES)
     parser.add_argument(
         "--supervisors", nargs="+", choices=["branchd", "supervisord"], default=["branchd", "supervisord"]
     )
@@ -35,6 +38,7 @@ def main() -> int:
     failed = False
     figures: dict[str, Figures] = {}
     noise: dict[str, float] = {}
+    stores = ""
     with tempfile.TemporaryDirectory(prefix="branchd-bench-") as folder:
         supervisors: list[Supervisor] = [kind(Path(folder)) for kind in (Branchd, Supervisord)]
         supervisors = [supervisor for supervisor in supervisors if supervisor.name in arguments.supervisors]
@@ -51,10 +55,21 @@ def main() -> int:
                 print(f"{label}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 failed = True
                 supervisor.end()
+        if "mesh" in arguments.only:
+            noise["mesh"] = observe.busy()
+            print("mesh ...", file=sys.stderr, flush=True)
+            try:
+                stores = mesh.stores(Path(folder))
+                figures |= mesh.placements(Path(folder))
+            except Exception as error:  # noqa: BLE001  as above
+                print(f"mesh: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                failed = True
+            observe.clean_up()
         book = {
             "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()},
             "versions": {supervisor.name: supervisor.version for supervisor in supervisors},
             "figures": figures,
+            "stores": stores,
             "busy_before": noise,
         }
     (arguments.out / "results.json").write_text(json.dumps(book, indent=1) + "\n")

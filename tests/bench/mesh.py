@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.measures import Figures
-from tests.rabbitmq import RabbitMQ
+from tests.rabbitmq import SERVER, RabbitMQ
 
 #: of the neighbourhood, and processes that they are spread over
 BRANCHES = 100
@@ -38,7 +38,7 @@ TOGETHER = 200
 IDLE = 10.0
 
 #: where memory is a file system
-MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")
 
 #: bytes and times of the write by which a disk is tried
 PAGE = 4096
@@ -54,10 +54,12 @@ class Column:
     folder: Path | None  #: where the stores are; None: among the harness's own files
 
 
+DISK, MEMORY, BARE = "stores on disk", "stores in memory", "bare"
+
 COLUMNS = (
-    Column("stores on disk", "complete", None),
-    Column("stores in memory", "complete", MEMORY),
-    Column("bare", "bare", None),
+    Column(DISK, "complete", None),
+    Column(MEMORY, "complete", SHARED_MEMORY),
+    Column(BARE, "bare", None),
 )
 
 
@@ -91,8 +93,10 @@ class Process:
         self._process.communicate()
 
 
-def mesh(scratch: Path) -> Mapping[str, Figures]:
+def placements(scratch: Path) -> Mapping[str, Figures]:
     """By column; one after the other over one broker."""
+    if not SERVER.exists():
+        raise RuntimeError(f"RabbitMQ is not installed: there is no {SERVER} (Debian: rabbitmq-server)")
     (scratch / "rabbitmq").mkdir()
     rabbitmq = RabbitMQ(scratch / "rabbitmq")
     rabbitmq.start()
@@ -102,7 +106,7 @@ def mesh(scratch: Path) -> Mapping[str, Figures]:
         rabbitmq.stop()
 
 
-def place(scratch: Path) -> str:
+def stores(scratch: Path) -> str:
     """On what the stores are, in words."""
     told = [f"{column.name}: {_told(column.folder or scratch)}" for column in COLUMNS if column.kind == "complete"]
     return "; ".join(told)

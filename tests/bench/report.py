@@ -1,8 +1,9 @@
 """The figures as a markdown table. No measuring here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tests.bench.mesh import BARE, BRANCHES, DISK, MEMORY, PROCESSES
 from tests.bench.supervisors import Branchd, Loop, Supervisord
 
 #: share of the CPUs in use by others, above which a figure is not to be trusted
@@ -10,26 +11,55 @@ NOISY = 0.15
 
 
 def markdown(book: Mapping[str, Any]) -> str:
-    """The comparison with its ratio (below 1: branchd needs less), the floors, and what disturbed them."""
-    figures, machine, versions = book["figures"], book["machine"], book["versions"]
-    ours, theirs = figures.get(Branchd.name, {}), figures.get(Supervisord.name, {})
-    heads = [f"{name} {versions.get(name, '')}".strip() for name in (Branchd.name, Supervisord.name)]
-    lines = [
-        f"{machine['cpus']} CPUs, Linux {machine['kernel']}, Python {machine['python']}; less is better everywhere.",
-        "",
-        f"| measure | {heads[0]} | {heads[1]} | ratio |",
-        "| --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {label} | {figure(ours, label)} | {figure(theirs, label)} | {ratio(ours, theirs, label)} |"
-        for label in dict.fromkeys([*ours, *theirs])
-    ]
-    lines += ["", "| floor | |", "| --- | --- |"]
-    floor = figures.get(Loop.name, {})
-    lines += [f"| {label} | {figure(floor, label)} |" for label in floor]
+    """The comparison with its ratio (below 1: branchd needs less), the mesh, the floors, and what disturbed them."""
+    machine = book["machine"]
+    lines = [f"{machine['cpus']} CPUs, Linux {machine['kernel']}, Python {machine['python']}; less is better, but for "
+             "what is told a second."]  # fmt: skip
+    for table in (_beside_supervisord(book), _mesh(book), _floors(book)):
+        lines += ["", *table] if table else []
     loud = [f"{label} ({share:.0%})" for label, share in book["busy_before"].items() if share > NOISY]
     lines += ["", f"Others used the CPUs before: {', '.join(loud) or 'nothing noteworthy'}."]
     return "\n".join(lines) + "\n"
+
+
+def _beside_supervisord(book: Mapping[str, Any]) -> list[str]:
+    ours, theirs = (book["figures"].get(kind.name, {}) for kind in (Branchd, Supervisord))
+    heads = [f"{kind.name} {book['versions'].get(kind.name, '')}".strip() for kind in (Branchd, Supervisord)]
+    return _table(
+        ["measure", *heads, "ratio"],
+        [
+            [label, figure(ours, label), figure(theirs, label), ratio(ours, theirs, label)]
+            for label in dict.fromkeys([*ours, *theirs])
+        ],
+    )
+
+
+def _mesh(book: Mapping[str, Any]) -> list[str]:
+    """What the branches do beside what bare probes and offers cost over the same bus."""
+    disk, memory, bare = (book["figures"].get(name, {}) for name in (DISK, MEMORY, BARE))
+    table = _table(
+        [f"mesh of {BRANCHES} branches in {PROCESSES} processes", DISK, MEMORY, BARE, f"{DISK} to {BARE}"],
+        [
+            [label, figure(disk, label), figure(memory, label), figure(bare, label), ratio(disk, bare, label)]
+            for label in dict.fromkeys([*disk, *memory, *bare])
+        ],
+    )
+    about = (
+        "Broker, branches and bare ones share these CPUs. Bus, seal, stores and logs are real, programs are not "
+        f"started. {book['stores']}."
+    )
+    return [*table, "", about] if table else []
+
+
+def _floors(book: Mapping[str, Any]) -> list[str]:
+    floor = book["figures"].get(Loop.name, {})
+    return _table(["floor", ""], [[label, figure(floor, label)] for label in floor])
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Nothing where there are no rows."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines] if rows else []
 
 
 def figure(figures: Mapping[str, float], label: str) -> str:

@@ -4,12 +4,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
 
-from branchd.cli import refusal
+from branchd.cli import operations, refusal
 from branchd.cli.control import main
+from branchd.cli.exits import Exit
+from branchd.client import BranchdClient
 from branchd.core.errors import Fatal
 from tests.api.meshes import Branch, Branches, created, meshes
 
@@ -199,3 +202,29 @@ def test_doctor_says_why_the_last_start_was_refused(tmp_path: Path) -> None:
     assert "the key file k" in doctor("--url", f"unix:{tmp_path}/elsewhere.sock")
     refusal.clear(tmp_path)
     assert "start:" not in doctor()
+
+
+async def test_a_terminal_shows_how_far_it_is_and_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def seen(state: str, *states: str) -> dict[str, Any]:
+        steps = [{"name": f"shop:{name}", "state": one, "detail": ""} for name, one in zip("xyz", states, strict=True)]
+        return {"id": "b-1", "kind": "drain", "branch": "b", "state": state, "detail": "", "steps": steps}
+
+    later = iter((seen("running", "done", "running", "waiting"), seen("done", "done", "done", "done")))
+
+    class Client:
+        async def operation(self, id: str) -> dict[str, Any]:
+            return next(later)
+
+    monkeypatch.setattr(operations, "PAUSE", 0.0)
+    monkeypatch.setattr(operations.sys.stderr, "isatty", lambda: True)
+    first = seen("running", "running", "waiting", "waiting")
+    assert await operations.follow(cast(BranchdClient, Client()), first, "table", 60) is Exit.OK
+    told = capsys.readouterr()
+    assert "0 of 3, shop:x" in told.err
+    assert "1 of 3, shop:y, about 0 s left" in told.err
+    assert told.err.endswith("\r\x1b[K")
+    assert told.out.splitlines() == [
+        *("b-1: drain of branch b", "shop:x: done", "shop:y: done", "shop:z: done", "b-1: done, 3/3 done"),
+    ]

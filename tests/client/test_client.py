@@ -110,3 +110,21 @@ async def test_what_only_a_worker_has_is_refused_for_a_program(client: BranchdCl
             await ask
         assert caught.value.status == 409
     await client.delete_app("plain", cascade=True, patience=30)
+
+
+async def test_what_only_a_neighbourhood_can_do_is_refused_alone(client: BranchdClient) -> None:
+    for asked in (client.drain("here", pinned=True), client.undrain("here"), client.confirm("here")):
+        with pytest.raises(ApiProblem, match="this branch is alone") as refused:
+            await asked
+        assert refused.value.status == 409
+    assert (await client.operations())["items"] == []
+    for unknown in (client.operation("here-00"), client.cancel_operation("here-00"), client.explain("life", "none")):
+        with pytest.raises(ApiProblem) as missing:
+            await unknown
+        assert missing.value.status == 404
+
+
+async def test_what_is_wrong_is_told_with_what_to_do(client: BranchdClient) -> None:
+    found = await client.doctor()
+    assert found["branch"] == "here"
+    assert all(one["cure"] for one in found["findings"] if one["level"] != "ok")

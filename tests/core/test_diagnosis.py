@@ -62,7 +62,12 @@ def test_everything_bad_comes_with_what_to_do() -> None:
 
 
 def test_every_reason_to_refuse_a_message_has_its_words() -> None:
-    assert set(Reason) <= set(DROPPED)
+    ours = {"oversized", "late", "too many", "impostor", "from the future", "not readable"}
+    assert {*Reason, *ours} == set(DROPPED)
+
+
+def test_a_reason_is_told_as_a_word() -> None:
+    assert one("messages", dropped={Reason.FORGED: 3}).detail.startswith("3 dropped as 'forged': ")
 
 
 def test_instances_that_would_run_as_root_are_warned_of() -> None:

@@ -58,9 +58,11 @@ async def told_to_be_there(hosts: Neighbourhood) -> AsyncIterator[None]:
 
     every = hosts.branches.values()
     watching = [asyncio.create_task(watch(branch, hosts.on(owner)[0])) for branch in every for owner in every]
-    yield
-    for task in watching:
-        task.cancel()
+    try:
+        yield
+    finally:
+        for task in watching:
+            task.cancel()
     for ended in await asyncio.gather(*watching, return_exceptions=True):
         assert isinstance(ended, asyncio.CancelledError), ended
 

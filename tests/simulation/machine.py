@@ -70,6 +70,7 @@ class Machine:
         self.wall = WallClock()
         self.on_commit: list[OnCommit] = []
         self.lives = 0
+        self.stopping = False  #: in good order
         clock = asyncio.get_running_loop().time
         self.processes = FakeProcesses(clock)
         self._clock = clock
@@ -155,8 +156,12 @@ class Machine:
 
     async def stop(self) -> None:
         """The daemon's own end: it leaves the neighbourhood, and its instances are stopped."""
-        await self.call(lambda entrance: entrance.end())
-        await self.crash()
+        self.stopping = True
+        try:
+            await self.call(lambda entrance: entrance.end())
+            await self.crash()
+        finally:
+            self.stopping = False
 
     async def call(self, operation: Callable[[Entrance], Coroutine[Any, Any, T]]) -> T:
         """As a client of this branch. Crashed, and what the operation raises."""

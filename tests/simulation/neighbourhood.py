@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from branchd.branch.records import Put, Remember
-from branchd.core.errors import BranchdError
+from branchd.core.errors import BranchdError, Conflict
 from branchd.core.values import Key
 from tests.fakes.bus import Faults, MemoryBroker
 from tests.simulation.life import Crashed
@@ -160,9 +160,11 @@ class Neighbourhood:
         try:
             made, new = await self.machines[branch].call(lambda entrance: entrance.create(app, body, key))
         except (BranchdError, Crashed) as error:
+            if isinstance(error, Conflict) and key is not None:
+                self.witness.has_refused(key)
             return error
         if new:
-            self.witness.has_created(Created(Key(app, made), asked, now(), branch))
+            self.witness.has_created(Created(Key(app, made), asked, now(), branch, key))
         return made
 
     async def create_pinned(self, branch: int, app: str, name: str, **spec: Any) -> str | BranchdError | Crashed:
@@ -171,7 +173,8 @@ class Neighbourhood:
             made = await machine.call(lambda entrance: entrance.create_pinned(app, {"name": name, **spec}))
         except (BranchdError, Crashed) as error:
             return error
-        self.witness.pin(machine, Key(app, made))
+        if not machine.stopping:
+            self.witness.pin(machine, Key(app, made))
         return made
 
     async def delete(self, branch: int, app: str, name: str) -> BranchdError | Crashed | None:

@@ -21,11 +21,14 @@ from tests.simulation.neighbourhood import APP, Neighbourhood
 #: apps: one whose definition is written and deleted, one that is deleted with all its instances, one of replicas
 PLAIN, MORTAL, CREW = "web", "temp", "crew"
 
+#: as they are written first: what is deleted with its instances takes its time to stop
+SPECS = {PLAIN: APP, MORTAL: {**APP, "stop": [{"signal": "TERM", "patience": 3}]}}
+
 #: of a branch; the steps of a smaller neighbourhood begin at 0 again
 BRANCHES = st.integers(0, 4)
 
 NAMES = st.sampled_from(["a", "b", "c"])
-APPS = st.sampled_from([PLAIN, PLAIN, MORTAL])
+APPS = st.sampled_from([PLAIN, MORTAL])
 
 #: seconds between two steps: less than a message takes, than a question waits, than a heartbeat, than a guard
 WAITS = st.sampled_from([0.0, 0.0015, 0.004, 0.01, 0.05, 0.05, 0.3, 0.3, 1.2, 6.0, 25.0, 70.0])
@@ -49,6 +52,7 @@ _WORK = (
     _step("create", BRANCHES, APPS, NAMES),
     _step("create", BRANCHES, APPS, NAMES),
     _step("race", BRANCHES, BRANCHES, APPS, NAMES),
+    _step("rush", APPS),
     _step("unnamed", BRANCHES, APPS),
     _step("keyed", BRANCHES, APPS, st.integers(0, 1)),
     _step("pin", BRANCHES, APPS),
@@ -102,8 +106,11 @@ async def live(story: Story) -> None:
         try:
             await hood.start(len(story.slots), story.slots)
             await hood.advance(2)
-            for app in (PLAIN, MORTAL):
-                await hood.put_app(0, app)
+            for app, spec in SPECS.items():
+                await hood.put_app(0, app, spec)
+            await hood.advance(1)
+            await hood.create_pinned(0, PLAIN, "pinned")
+            await hood.create_pinned(1, MORTAL, "pinned")
             for number in range(story.instances):
                 await hood.create(0, PLAIN, f"n{number}")
             await hood.advance(1)
@@ -165,6 +172,11 @@ class Play:
         self.create(one, app, name)
         self.create(other, app, name)
 
+    def rush(self, app: str) -> None:
+        """One through every branch at once."""
+        for branch in range(self._hood.count):
+            self.unnamed(branch, app)
+
     def unnamed(self, branch: int, app: str) -> None:
         self._begin(self._hood.create(self._through(branch), app))
 
@@ -184,7 +196,7 @@ class Play:
 
     def put(self, branch: int, app: str, weight: int) -> None:
         self._count += 1
-        spec = {**APP, "env": {"N": f"{self._count}"}, "weight": weight}
+        spec = {**SPECS[app], "env": {"N": f"{self._count}"}, "weight": weight}
         self._begin(self._hood.put_app(self._through(branch), app, spec))
 
     def replicas(self, branch: int, count: int) -> None:

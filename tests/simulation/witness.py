@@ -27,6 +27,7 @@ class Created:
     asked: float
     answered: float
     through: int  #: number of the machine
+    request: str | None = None  #: Idempotency-Key
     deleted: float | None = None  #: when its deletion was asked for
 
 
@@ -41,6 +42,8 @@ class Witness:
     _ended: defaultdict[Key, list[str]] = field(default_factory=lambda: defaultdict(list))  #: requests, in order
     _deleted: set[str] = field(default_factory=set)  #: requests whose instance an operator deleted
     _elders: dict[str, str] = field(default_factory=dict)  #: of a replacement's request, that of what it replaces
+    _broken: AssertionError | None = None  #: what was found when something was written
+    _moved: bool = False  #: something was replaced by something else
     _incarnations: dict[tuple[int, int, str], int] = field(default_factory=dict)
     _stamps: dict[tuple[int, EntryKind, str, str], Stamp] = field(default_factory=dict)
     _pinned: dict[tuple[int, Key], Identity] = field(default_factory=dict)
@@ -57,6 +60,14 @@ class Witness:
     # As it happens
 
     def _committed(self, machine: Machine, before: Snapshot, changes: tuple[Change, ...]) -> None:
+        # Whoever writes may hide what it raises.
+        try:
+            self._look_at(machine, before, changes)
+        except AssertionError as broken:
+            self._broken = self._broken or broken
+            raise
+
+    def _look_at(self, machine: Machine, before: Snapshot, changes: tuple[Change, ...]) -> None:
         known = {record.key: record for record in before.instances}
         for change in changes:
             match change:
@@ -76,6 +87,7 @@ class Witness:
                 for record in other.kept().instances:
                     if record.key == key and record.placed is not None and record.placed.request != request:
                         self._elders[request] = record.placed.request
+                        self._moved = True
         kept = machine.kept()
         new = {record.key for record in kept.instances if self._fresh(machine, record)}
         taken = sum(weight for key, weight in weights(kept).items() if key not in new)
@@ -132,6 +144,12 @@ class Witness:
             self._going.pop(created.key, None)
         self.created.append(created)
 
+    def has_refused(self, key: str) -> None:
+        """3: what a request has made is what a retry gets, if nothing happened to it. After a move it is not found."""
+        for created in self.created:
+            kept = created.deleted is None and created.key.app not in self._mortal and created.answered > self.disturbed
+            assert created.request != key or not kept or self._moved, f"3: the retry of {created} found a conflict"
+
     def pin(self, machine: Machine, key: Key) -> None:
         """From now on its process is the one that it has now."""
         self._pinned[machine.number, key] = _identity(machine, key)
@@ -151,6 +169,8 @@ class Witness:
     # At every step
 
     def check(self) -> None:
+        if self._broken is not None:
+            raise self._broken
         self._nothing_accepted_is_lost()
         self._incarnations_rise()
         for (number, key), identity in self._pinned.items():

@@ -14,6 +14,7 @@ import structlog
 
 from branchd.branch.fleet import Fleet
 from branchd.branch.mesh.link import Link
+from branchd.branch.mesh.replicas import MARK
 from branchd.branch.operations import Operations, Progress
 from branchd.branch.records import InstanceRecord, Remember
 from branchd.branch.supervisor import Supervisor
@@ -171,9 +172,10 @@ class Draining:
             raise
 
     def _request(self, old: InstanceRecord) -> str:
-        """The same after the daemon's crash: what was placed before it is found again."""
+        """The same after the daemon's crash: what was placed before it is found again. A replica's is one's too."""
         assert old.placed is not None
-        return hashlib.sha256(f"{self._number}\0{old.key}\0{old.placed.request}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self._number}\0{old.key}\0{old.placed.request}".encode()).hexdigest()
+        return f"{MARK}{digest}" if old.placed.request.startswith(MARK) else digest
 
     async def _hand_over(self, supervisor: Supervisor, owner: Address) -> str:
         key = supervisor.key

@@ -79,8 +79,9 @@ class Replicas:
         apps = self._apps()
         self._since = {app: since for app, since in self._since.items() if app in apps}
         self._counts = {app: count for app, (count, _) in apps.items()}
+        for app in self._fleet.definitions.entries.apps:  # one may want none any more
+            await self._retire(app, apps[app][0] if app in apps else 0)
         for app, (count, absence) in apps.items():
-            await self._retire(app, count)
             if controller(app, self._branches()) != self._me or self._doubt():
                 self._since.pop(app, None)
             elif absence is not None:
