@@ -84,7 +84,7 @@ DROPPED: Mapping[str, tuple[Level, str, str]] = {
         "something else writes to its exchanges: give the neighbourhood a vhost of its own",
     ),
     "impostor": (
-        Level.FAILURE, "one branch's announcement, sealed by another one",
+        Level.FAILURE, "said by one branch in the name of another one",
         "somebody who has the neighbourhood's key says what is not so: compare `branchctl branch ls -o wide` with your "
         "hosts, and give the honest ones a new key",
     ),

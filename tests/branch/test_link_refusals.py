@@ -137,3 +137,27 @@ async def test_one_bad_hearer_harms_no_other_message():
     assert neighbours.heard == [(two.me.id, one.me.id, "after")]
     assert failures == []
     assert two.dropped == {}
+
+
+@simulate
+async def test_nobody_else_answers_a_question_even_who_knows_its_number():
+    neighbours = Neighbours()
+    one, two, three = await neighbours.join(3)
+
+    async def silence(_, __):
+        return None
+
+    two.serve(Cancel, silence)
+    asking = asyncio.create_task(one.ask(two.me, Cancel("r"), 2))
+    await asyncio.sleep(0.5)
+    [number] = one._waiting
+    body = json.dumps({"kind": "Cancelled", "body": {}, "to": number})
+    await three._post(one.me, body)
+    with pytest.raises(NoAnswer):
+        await asking
+    assert one.dropped["impostor"] == 1
+    asked = asyncio.create_task(one.ask(two.me, Cancel("r"), 1))
+    await asyncio.sleep(0.5)
+    assert one._waiting.keys() != {number}
+    with pytest.raises(NoAnswer):
+        await asked

@@ -5,9 +5,9 @@ what a message means is said by those who serve its kind.
 """
 
 import asyncio
+import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from itertools import count
 from typing import Any, TypeVar
 
 import structlog
@@ -47,7 +47,6 @@ class Link:
         self._statements: dict[type, Statement] = {}
         self._questions: dict[type, Question] = {}
         self._on_state: list[Callable[[BusState], None]] = []
-        self._numbers = map(str, count(1))  #: of this life's questions
         self._waiting: dict[str, Callable[[Address, Message], None]] = {}
         self._at_work: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -103,7 +102,7 @@ class Link:
 
     async def ask(self, to: Address, question: Message, timeout: float) -> Message:
         """The answer. NoRoute, NoAnswer, or Unavailable where there is no connection."""
-        async with _Asked(self) as asked:
+        async with _Asked(self, to) as asked:
             await self._post(to, _pack(question, ask=asked.number))
             return (await asked.first(timeout, f"branch {to.id} does not answer"))[1]
 
@@ -220,19 +219,27 @@ class Link:
 
 
 class _Asked:
-    """One question under way."""
+    """One question under way. Its number is drawn, so that nobody answers who did not get it."""
 
-    def __init__(self, link: Link) -> None:
-        self.number = next(link._numbers)
+    def __init__(self, link: Link, of: Address | None = None) -> None:
+        """`of`: whose answer counts; None: of whoever holds the key."""
+        self.number = secrets.token_hex(8)
         self._link = link
+        self._of = of
         self._answers: asyncio.Queue[tuple[Address, Message]] = asyncio.Queue()
 
     async def __aenter__(self) -> "_Asked":
-        self._link._waiting[self.number] = lambda sender, message: self._answers.put_nowait((sender, message))
+        self._link._waiting[self.number] = self._answered
         return self
 
     async def __aexit__(self, *_: object) -> None:
         del self._link._waiting[self.number]
+
+    def _answered(self, sender: Address, message: Message) -> None:
+        if self._of is not None and sender != self._of:
+            self._link.dropped["impostor"] += 1
+        else:
+            self._answers.put_nowait((sender, message))
 
     async def first(self, timeout: float, silence: str) -> tuple[Address, Message]:
         try:
