@@ -49,7 +49,9 @@ class AmqpBus:
     def state(self) -> BusState:
         return self._state
 
-    async def open(self, on_message: Callable[[str, bytes], None], on_state: Callable[[BusState], None]) -> None:
+    async def open(
+        self, on_message: Callable[[str, bytes | None], None], on_state: Callable[[BusState], None]
+    ) -> None:
         self._on_message = on_message
         self._on_state = on_state
         self._task = asyncio.create_task(self._keep_connected())
@@ -85,7 +87,7 @@ class AmqpBus:
             raise Unavailable(f"the broker is not connected: {self._state.why}")
         return self._wires
 
-    def _take(self, key: str, body: bytes) -> None:
+    def _take(self, key: str, body: bytes | None) -> None:
         if self._wires is not None:
             self._on_message(key, body)
 

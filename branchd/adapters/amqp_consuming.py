@@ -7,15 +7,14 @@ from itertools import islice
 import amqp
 
 from branchd.adapters.amqp_wire import Wire
+from branchd.core.peers import inbox
+from branchd.wire.mesh import LONGEST_MESSAGE
 
 #: bindings in one go: about 40 ms, so that neither time-outs nor messages suffer
 BINDINGS = 200
 
 #: of an inbox; what a branch could not take in this time is of no use to it any more
 INBOX = {"x-max-length": 10_000, "x-max-length-bytes": 64 << 20, "x-message-ttl": 30_000}
-
-#: routing key of a branch's own inbox
-INBOX_KEY = "b.{}"
 
 
 class Consuming(Wire):
@@ -29,14 +28,18 @@ class Consuming(Wire):
     async def unbind(self, keys: Collection[str]) -> None:
         await self._in_pieces(keys, self._unbind)
 
-    def consume(self, on_message: Callable[[str, bytes], None]) -> None:
-        """Messages come from now on; "" is the key of a broadcast."""
+    def consume(self, on_message: Callable[[str, bytes | None], None]) -> None:
+        """Messages come from now on, as Bus.open() says."""
 
         def work() -> None:
             def take(message: amqp.Message) -> None:
                 about = message.delivery_info
                 key = "" if about["exchange"] == self._names.everyone else about["routing_key"]
-                self._loop.give(on_message, key, message.body or b"")
+                body = message.body or b""
+                if len(body) > LONGEST_MESSAGE:
+                    self._loop.give(on_message, key, None)
+                else:
+                    self._loop.give(on_message, key, body, size=len(body))
 
             # Not waiting for the answer, behind which the first messages would find no callback.
             self._inbox.basic_consume(self._names.inbox, "inbox", no_ack=True, nowait=True, callback=take)
@@ -59,7 +62,7 @@ class Consuming(Wire):
         self._bindings = self._connection.channel()
         self._inbox.queue_declare(names.inbox, exclusive=True, auto_delete=False, arguments=INBOX)
         self._inbox.queue_bind(names.inbox, names.everyone)
-        self._inbox.queue_bind(names.inbox, names.direct, INBOX_KEY.format(names.branch))
+        self._inbox.queue_bind(names.inbox, names.direct, inbox(names.branch))
 
     def _bind(self, keys: list[str]) -> None:
         for key in keys:

@@ -18,7 +18,7 @@ from amqp.exceptions import ResourceLocked
 
 from branchd.adapters.amqp_connection import ANSWER_LIMIT, Broker, Refusal
 from branchd.adapters.amqp_wire import Names, Wire
-from branchd.adapters.handover import fail, settle, taken
+from branchd.adapters.loop_calls import fail, settle, taken
 from branchd.core.errors import Conflict, Unavailable
 
 

@@ -1,7 +1,7 @@
 """The two connections of a branch to its broker, each with the thread that serves it; no decision to reconnect.
 
 What the loop wants done waits in queues of the wire, and one write to its bell wakes the thread for all of it; what
-the thread has for the loop comes back by handover.py in the same way. So many messages cost a few wakeups. py-amqp's
+the thread has for the loop comes back by loop_calls.py in the same way. So many messages cost a few wakeups. py-amqp's
 callbacks only put things into these queues.
 """
 
@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from branchd.adapters.amqp_connection import ANSWER_LIMIT, Broker, Connection, why
-from branchd.adapters.handover import Handover, fail, settle, taken
+from branchd.adapters.loop_calls import LoopCalls, fail, settle, taken
 from branchd.core.errors import BranchdError, Unavailable
 
 #: seconds between two looks at what is due: heartbeats, time-outs
@@ -30,8 +30,10 @@ FAREWELL = 0.7
 PATIENCE = 2.0
 ABANDON = 1.0
 
-#: messages that wait for the loop before no more are read: they wait at the broker, which drops the oldest
+#: messages, and bytes of them, that wait for the loop before no more are read: they wait at the broker, which drops
+#: the oldest
 MOST_WAITING = 20_000
+MOST_BYTES_WAITING = 64 << 20
 
 T = TypeVar("T")
 
@@ -73,7 +75,7 @@ class Wire:
         self._name = f"branchd {names.branch} {self.purpose}"
         self._connection = Connection(broker, self._name, heartbeat)
         self._work: deque[tuple[asyncio.Future[Any], Callable[[], Any]]] = deque()
-        self._loop = Handover()
+        self._loop = LoopCalls()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._rung = False
         self._leaving = False
@@ -157,7 +159,7 @@ class Wire:
         checked = 0.0
         while not self._leaving:
             transport.flush()
-            full = len(self._loop) > MOST_WAITING
+            full = len(self._loop) > MOST_WAITING or self._loop.size > MOST_BYTES_WAITING
             patience = 0 if transport.has_frame() else 0.01 if full else TICK
             for descriptor, _ in (only_bell if full else poll).poll(patience * 1000):
                 if descriptor == self._bell:

@@ -31,7 +31,7 @@ import kombu
 from kombu.exceptions import KombuError
 from kombu.transport import filesystem, virtual
 
-from branchd.adapters.handover import Handover, fail, settle, taken
+from branchd.adapters.loop_calls import LoopCalls, fail, settle, taken
 from branchd.branch.ports import BusState
 from branchd.core.errors import Unavailable
 
@@ -84,7 +84,7 @@ class FilesystemBus:
     async def open(self, on_message: Callable[[str, bytes], None], on_state: Callable[[BusState], None]) -> None:
         self._on_message = on_message
         self._on_state = on_state
-        self._loop = Handover()
+        self._loop = LoopCalls()
         self._ended = asyncio.get_running_loop().create_future()
         name = f"branchd {self._own_key} filesystem"
         threading.Thread(target=self._run, args=[self._ended], name=name, daemon=True).start()

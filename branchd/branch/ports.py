@@ -224,7 +224,7 @@ class BusState:
 class Bus(Protocol):
     """The broker: a broadcast to all branches of a neighbourhood, and keys that messages are routed by.
 
-    The inbox key of a branch is `b.ID`; the bus itself holds it from each connection on, and everything else that was
+    The inbox key of a branch is branchd.core.peers.inbox(ID); the bus itself holds it from each connection on, and everything else that was
     bound is gone with the connection. Everything is called in the loop and calls back in the loop, and blocks nobody.
     Bodies are sealed by the caller. Messages of one sender over one path (broadcast, send, claim) arrive in order, or
     not at all.
@@ -236,8 +236,14 @@ class Bus(Protocol):
     @property
     def state(self) -> BusState: ...
 
-    async def open(self, on_message: Callable[[str, bytes], None], on_state: Callable[[BusState], None]) -> None:
-        """Begins to connect, and goes on trying until close(). on_message: the routing key, "" for a broadcast."""
+    async def open(
+        self, on_message: Callable[[str, bytes | None], None], on_state: Callable[[BusState], None]
+    ) -> None:
+        """Begins to connect, and goes on trying until close().
+
+        on_message: the routing key, "" for a broadcast; and the body, None for one longer than
+        branchd.wire.mesh.LONGEST_MESSAGE, which is not kept.
+        """
 
     async def close(self) -> None:
         """Leaves: the inbox and all that was bound is gone when it returns, or as soon as the broker sees it."""

@@ -16,6 +16,11 @@ class Address:
     boot: str
 
 
+def inbox(branch: str) -> str:
+    """The routing key of what is for the branch with that id."""
+    return f"b.{branch}"
+
+
 class BranchState(StrEnum):
     UP = "up"
     DRAINING = "draining"  #: takes nothing new

@@ -22,7 +22,6 @@ from branchd.adapters.bus import open_bus
 from branchd.adapters.host import LocalHost
 from branchd.adapters.logs import FileLogs
 from branchd.adapters.store import SqliteStore
-from branchd.branch.mesh.link import inbox
 from branchd.branch.mesh.mesh import Membership
 from branchd.branch.service import Service
 from branchd.branch.world import Policies, World

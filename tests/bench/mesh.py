@@ -107,7 +107,7 @@ def placements(scratch: Path) -> Mapping[str, Figures]:
 
 
 def stores(scratch: Path) -> str:
-    """On what the stores are, in words."""
+    """On what they are, in words."""
     told = [f"{column.name}: {_told(column.folder or scratch)}" for column in COLUMNS if column.kind == "complete"]
     return "; ".join(told)
 

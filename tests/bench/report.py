@@ -45,8 +45,8 @@ def _mesh(book: Mapping[str, Any]) -> list[str]:
         ],
     )
     about = (
-        "Broker, branches and bare ones share these CPUs. Bus, seal, stores and logs are real, programs are not "
-        f"started. {book['stores']}."
+        "The broker has its share of these CPUs. Bus, seal, stores (every commit is synced) and logs are real; programs "
+        f"are not started and HTTP is left out. {book['stores']}."
     )
     return [*table, "", about] if table else []
 

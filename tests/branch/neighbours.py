@@ -2,8 +2,8 @@
 
 import asyncio
 
-from branchd.branch.mesh.link import Link, inbox
-from branchd.core.peers import Address
+from branchd.branch.mesh.link import Link
+from branchd.core.peers import Address, inbox
 from branchd.wire.mesh import Cancel, Cancelled, HangUp, Here, Knock, Ping, Pong, WhereIs
 from branchd.wire.sealing import Path
 from tests.fakes.bus import MemoryBroker

@@ -10,3 +10,9 @@ def daemon() -> Iterator[RunningDaemon]:
     running = RunningDaemon()
     yield running
     running.stop()
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that runs inside this process must not configure the logging of all tests that come after it."""
+    monkeypatch.setattr("branchd.cli.compose.configure_logging", lambda level: None)

@@ -112,7 +112,7 @@ async def live(story: Story) -> None:
             await hood.create_pinned(0, PLAIN, "pinned")
             await hood.create_pinned(1, MORTAL, "pinned")
             for number in range(story.instances):
-                await hood.create(0, PLAIN, f"n{number}")
+                await hood.create(0, (PLAIN, MORTAL)[number % 2], f"n{number}")
             await hood.advance(1)
             for wait, (word, *arguments) in story.steps:
                 getattr(play, word)(*arguments)

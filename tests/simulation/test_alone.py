@@ -1,10 +1,11 @@
 """The simulation itself, on branches that have no neighbours: crashes at any moment, disks, and what a witness sees."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
-from branchd.branch.records import InstanceRecord, Placed, Put
+from branchd.branch.records import InstanceRecord, Placed, Put, RemoveInstance
 from branchd.core.stamps import Entry, EntryKind, Stamp
 from branchd.core.values import Key
 from tests.simulation.life import Crashed
@@ -119,6 +120,46 @@ async def test_a_witness_sees_what_comes_back():
         await stores[1].write(Put(older))
         with pytest.raises(AssertionError, match="6: "):
             await stores[0].write(Put(older))
+
+
+@simulate
+async def test_a_witness_sees_it_where_who_writes_hides_it():
+    async with neighbourhood(1, local=True) as alone:
+        await alone.put_app(0, "web")
+        store = alone.machines[0].entrance.service._world.store
+        await store.write(record("r"))
+        with suppress(AssertionError):
+            await store.write(record("r", Key("web", "two")))
+        with pytest.raises(AssertionError, match="3: "):
+            await alone.advance(1)
+
+
+@simulate
+async def test_a_witness_sees_a_retry_that_finds_a_conflict():
+    async with neighbourhood(1, local=True) as alone:
+        await alone.put_app(0, "web")
+        assert await alone.create(0, "web", key="k") == await alone.create(0, "web", key="k")
+        with pytest.raises(AssertionError, match="3: "):
+            await alone.create(0, "web", "other", key="k")
+
+
+@simulate
+async def test_a_witness_sees_a_replacement_of_what_was_deleted():
+    async with neighbourhood(1, local=True) as alone:
+        await alone.put_app(0, "web")
+        store = alone.machines[0].entrance.service._world.store
+        await store.write(record("r"))
+        since = alone.witness.deletes(ONE)
+        await store.write(record("r", deleting=True))
+        alone.witness.has_deleted(ONE, since)
+        await store.write(RemoveInstance(ONE))
+        await store.write(record("heir"))
+        await alone.crash(0)
+        await alone.restart(0)
+        alone.witness._names_run_once(alone.machines)
+        alone.witness._elders["heir"] = "r"
+        with pytest.raises(AssertionError, match="6: deleted and running"):
+            alone.witness._names_run_once(alone.machines)
 
 
 @simulate

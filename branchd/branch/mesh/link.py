@@ -14,7 +14,7 @@ import structlog
 
 from branchd.branch.ports import Bus, BusState, Claim
 from branchd.core.errors import Invalid, NoAnswer, NoRoute, Unavailable
-from branchd.core.peers import Address
+from branchd.core.peers import Address, inbox
 from branchd.wire import json
 from branchd.wire.decode import decode
 from branchd.wire.mesh import KINDS, LONGEST_MESSAGE, Message
@@ -32,10 +32,6 @@ GATHER = 0.25
 
 Statement = Callable[[Address, Any], None]
 Question = Callable[[Address, Any], Awaitable[Message | None]]
-
-
-def inbox(branch: str) -> str:
-    return f"b.{branch}"
 
 
 class Link:
@@ -163,8 +159,8 @@ class Link:
         for what in self._on_state:
             what(state)
 
-    def _received(self, key: str, message: bytes) -> None:
-        if len(message) > LONGEST_MESSAGE:
+    def _received(self, key: str, message: bytes | None) -> None:
+        if message is None or len(message) > LONGEST_MESSAGE:
             self.dropped["oversized"] += 1
             return
         try:

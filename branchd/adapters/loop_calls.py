@@ -11,28 +11,37 @@ TURN = 500
 T = TypeVar("T")
 
 
-class Handover:
+class LoopCalls:
     """Made in the loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...], int]] = deque()
         self._woken = False
+        self._given = 0  #: bytes; written in the thread only
+        self._done = 0  #: bytes; written in the loop only
 
     def __len__(self) -> int:
         """Calls that wait for the loop."""
         return len(self._calls)
 
-    def give(self, what: Callable[..., object], *arguments: Any) -> None:
-        """In the thread: has the loop call it. RuntimeError where the loop is closed."""
-        self._calls.append((what, arguments))
+    @property
+    def size(self) -> int:
+        """Bytes of the calls that wait for the loop."""
+        return self._given - self._done
+
+    def give(self, what: Callable[..., object], *arguments: Any, size: int = 0) -> None:
+        """In the thread: has the loop call it. `size`: bytes that it keeps. RuntimeError where the loop is closed."""
+        self._given += size
+        self._calls.append((what, arguments, size))
         if not self._woken:
             self._woken = True
             self._loop.call_soon_threadsafe(self._take)
 
     def _take(self) -> None:
         self._woken = False  # first: what is given from now on wakes again, or is taken below
-        for what, arguments in taken(self._calls, TURN):
+        for what, arguments, size in taken(self._calls, TURN):
+            self._done += size
             try:
                 what(*arguments)
             except Exception as error:  # noqa: BLE001 - one bad call must not take the others with it
