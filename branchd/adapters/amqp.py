@@ -11,11 +11,12 @@ from dataclasses import replace
 
 from amqp.exceptions import ResourceLocked
 
-from branchd.adapters.amqp_connection import Broker, Refusal, why
+from branchd.adapters.amqp_connection import Refusal, why
 from branchd.adapters.amqp_consuming import Consuming
 from branchd.adapters.amqp_publishing import Publishing
 from branchd.adapters.amqp_wire import Names
 from branchd.branch.ports import BusState
+from branchd.core.brokers import Broker
 from branchd.core.errors import Unavailable
 
 #: seconds; the broker closes a connection that was silent for two
@@ -49,9 +50,7 @@ class AmqpBus:
     def state(self) -> BusState:
         return self._state
 
-    async def open(
-        self, on_message: Callable[[str, bytes | None], None], on_state: Callable[[BusState], None]
-    ) -> None:
+    async def open(self, on_message: Callable[[str, bytes | None], None], on_state: Callable[[BusState], None]) -> None:
         self._on_message = on_message
         self._on_state = on_state
         self._task = asyncio.create_task(self._keep_connected())

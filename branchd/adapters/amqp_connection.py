@@ -1,4 +1,4 @@
-"""One AMQP connection of py-amqp: from the broker's URL to an open connection, and its failures in words.
+"""One AMQP connection of py-amqp: to an open connection, and its failures in words.
 
 py-amqp is the library under kombu. It is used without kombu's connection pools, retry and ensure, for an answer
 of the broker depends on the very connection here. What serves a connection stands in amqp_wire.py.
@@ -7,17 +7,14 @@ of the broker depends on the very connection here. What serves a connection stan
 import socket
 import ssl
 from contextlib import suppress
-from dataclasses import dataclass, field
 from struct import unpack_from
 from typing import Any
-from urllib.parse import quote
 
 import amqp
 from amqp.exceptions import AccessRefused, AMQPError, NotAllowed, NotFound, PreconditionFailed, UnexpectedFrame
 from amqp.transport import _AbstractTransport
-from kombu.utils.url import url_to_parts
 
-from branchd.core.errors import Fatal
+from branchd.core.brokers import Broker
 
 #: seconds without a word from the broker that waits for one, after which a connection is closed
 ANSWER_LIMIT = 5.0
@@ -30,52 +27,6 @@ LONGEST_FRAME = 1 << 24
 
 #: of frames: method, header, body, heartbeat
 KINDS = (1, 2, 3, 8)
-
-PORTS = {"amqp": 5672, "amqps": 5671}
-
-#: of an amqps URL, as RabbitMQ's own clients name them
-TLS_FILES = ("cacertfile", "certfile", "keyfile")
-
-
-@dataclass(frozen=True, slots=True)
-class Broker:
-    """Where a broker is and who we are there."""
-
-    scheme: str
-    host: str
-    port: int
-    user: str
-    password: str = field(repr=False)
-    vhost: str
-    cacertfile: str | None = None  #: None: the machine's authorities
-    certfile: str | None = None
-    keyfile: str | None = None
-
-    @classmethod
-    def of(cls, url: str) -> "Broker":
-        """Fatal. The URL's password is in no message."""
-        hint = "amqp://USER:PASSWORD@HOST:PORT/VHOST, amqps:// for TLS"
-        try:
-            parts = url_to_parts(url)
-            port = parts.port or PORTS[parts.scheme]
-        except (ValueError, KeyError):
-            raise Fatal("the broker's URL does not hold together", hint) from None
-        unknown = sorted(set(parts.query) - set(TLS_FILES if parts.scheme == "amqps" else ()))
-        if unknown:
-            raise Fatal(
-                f"the broker's URL has options that are not known: {', '.join(unknown)}",
-                f"known are, for amqps, {', '.join(TLS_FILES)}",
-            )
-        user, password = parts.username or "guest", parts.password or "guest"
-        vhost = parts.path or "/"
-        return cls(parts.scheme, parts.hostname or "127.0.0.1", port, user, password, vhost, **parts.query)
-
-    @property
-    def address(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.address}/{quote(self.vhost, safe='')}"
 
 
 class Refusal(Exception):

@@ -16,9 +16,10 @@ import amqp
 from amqp import spec
 from amqp.exceptions import ResourceLocked
 
-from branchd.adapters.amqp_connection import ANSWER_LIMIT, Broker, Refusal
+from branchd.adapters.amqp_connection import ANSWER_LIMIT, Refusal
 from branchd.adapters.amqp_wire import Names, Wire
 from branchd.adapters.loop_calls import fail, settle, taken
+from branchd.core.brokers import Broker
 from branchd.core.errors import Conflict, Unavailable
 
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any, TypeVar
 
-from branchd.adapters.amqp_connection import ANSWER_LIMIT, Broker, Connection, why
+from branchd.adapters.amqp_connection import ANSWER_LIMIT, Connection, why
 from branchd.adapters.loop_calls import LoopCalls, fail, settle, taken
+from branchd.core.brokers import Broker
 from branchd.core.errors import BranchdError, Unavailable
 
 #: seconds between two looks at what is due: heartbeats, time-outs

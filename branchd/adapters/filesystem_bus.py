@@ -28,12 +28,16 @@ from queue import Empty
 from typing import Any, TypeVar
 
 import kombu
-from kombu.exceptions import KombuError
+import structlog
 from kombu.transport import filesystem, virtual
 
 from branchd.adapters.loop_calls import LoopCalls, fail, settle, taken
 from branchd.branch.ports import BusState
 from branchd.core.errors import Unavailable
+from branchd.core.peers import inbox
+from branchd.wire.mesh import LONGEST_MESSAGE
+
+log = structlog.get_logger(__name__)
 
 #: seconds between two looks into the inbox: at most so much later comes a message. Idle, it takes 0.6% of a CPU; half
 #: of it takes twice as much
@@ -50,6 +54,15 @@ RETRY = 1.0
 
 #: messages in one turn, so that sending is not held up by receiving
 TURN = 200
+
+#: bytes of messages that wait for the loop before no more are read: they wait in the folder
+MOST_BYTES_WAITING = 64 << 20
+
+#: bytes of a message's file: its body as base64, and what kombu writes about it
+LONGEST_FILE = LONGEST_MESSAGE // 3 * 4 + (4 << 10)
+
+#: seconds for what is asked of the folder: a disk or a file server may hang
+ANSWER_LIMIT = 5.0
 
 #: seconds that closing waits for the thread
 FAREWELL = 3.0
@@ -70,7 +83,7 @@ class FilesystemBus:
         self._everyone = f"branchd.{neighbourhood}.all"
         self._direct = f"branchd.{neighbourhood}.direct"
         self._inbox = f"branchd.{neighbourhood}.inbox.{branch}"
-        self._own_key = f"b.{branch}"
+        self._own_key = inbox(branch)
         self._state = BusState(False, f"filesystem://{folder}", "not opened yet")
         self._work: deque[tuple[asyncio.Future[Any], Callable[[], object]]] = deque()
         self._bell = threading.Event()
@@ -81,7 +94,7 @@ class FilesystemBus:
     def state(self) -> BusState:
         return self._state
 
-    async def open(self, on_message: Callable[[str, bytes], None], on_state: Callable[[BusState], None]) -> None:
+    async def open(self, on_message: Callable[[str, bytes | None], None], on_state: Callable[[BusState], None]) -> None:
         self._on_message = on_message
         self._on_state = on_state
         self._loop = LoopCalls()
@@ -101,22 +114,29 @@ class FilesystemBus:
             self._begin(lambda: self._publish(self._everyone, "", body))
 
     async def send(self, key: str, body: bytes) -> bool:
-        await self._begin(lambda: self._publish(self._direct, key, body))
+        await self._call(lambda: self._publish(self._direct, key, body))
         return True
 
     async def bind(self, keys: Collection[str]) -> None:
         wanted = set(keys)
-        await self._begin(lambda: self._channel.change(self._direct, self._inbox, add=wanted))
+        await self._call(lambda: self._channel.change(self._direct, self._inbox, add=wanted))
 
     async def unbind(self, keys: Collection[str]) -> None:
         unwanted = set(keys)
         with suppress(Unavailable):  # it goes with the next opening, then
-            await self._begin(lambda: self._channel.change(self._direct, self._inbox, remove=unwanted))
+            await self._call(lambda: self._channel.change(self._direct, self._inbox, remove=unwanted))
 
     async def claim(self, name: str) -> "FilesystemClaim":
         if not self._state.connected:
             raise Unavailable(self._state.why)
         return FilesystemClaim(self)
+
+    async def _call(self, work: Callable[[], object]) -> None:
+        """Does it in the thread. Unavailable; what is given up waiting for may be done nevertheless."""
+        try:
+            await asyncio.wait_for(self._begin(work), ANSWER_LIMIT)
+        except TimeoutError:
+            raise Unavailable(f"the folder {self._folder} does not answer in time") from None
 
     def _begin(self, work: Callable[[], object]) -> asyncio.Future[Any]:
         if not self._state.connected or self._leaving:
@@ -135,7 +155,7 @@ class FilesystemBus:
             self._state = state
             self._on_state(state)
 
-    def _take(self, key: str, body: bytes) -> None:
+    def _take(self, key: str, body: bytes | None) -> None:
         if not self._leaving:
             self._on_message(key, body)
 
@@ -148,8 +168,8 @@ class FilesystemBus:
                 self._loop.give(self._change, "")
                 self._serve()
                 self._leave()
-            except (OSError, KombuError, ValueError) as error:
-                said = getattr(error, "strerror", None) or str(error)
+            except Exception as error:  # noqa: BLE001 - kombu raises whatever the files lead it to
+                said = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 with suppress(RuntimeError):
                     self._loop.give(self._change, f"the folder {self._folder} is of no use: {said}: repair or empty it")
                 self._bell.wait(RETRY)
@@ -196,19 +216,31 @@ class FilesystemBus:
 
     def _receive(self) -> int:
         for count in range(TURN):
-            message = self._channel.basic_get(self._inbox, no_ack=True)
-            if message is None:
+            if self._loop.size > MOST_BYTES_WAITING:
                 return count
-            about = message.delivery_info
-            key = "" if about["exchange"] == self._everyone else about["routing_key"]
-            self._loop.give(self._take, key, message.body)
+            try:
+                message = self._channel.basic_get(self._inbox, no_ack=True)
+                if message is None:
+                    return count
+                about = message.delivery_info
+                key = "" if about["exchange"] == self._everyone else str(about["routing_key"])
+                body = bytes(message.body)
+            except _TooLong:
+                self._loop.give(self._take, "", None)
+                continue
+            except OSError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whoever can write here may write anything
+                log.warning("no message: thrown away", folder=str(self._folder), error=repr(error)[:200])
+                continue
+            self._loop.give(self._take, key, body, size=len(body))
         return TURN
 
     def _do_work(self) -> None:
         for future, work in taken(self._work):
             try:
                 self._loop.give(settle, future, work())
-            except (OSError, KombuError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - as above; whether the folder is of use, the next turn shows
                 self._loop.give(fail, future, Unavailable(f"{self._folder}: {error}"))
 
     def _publish(self, exchange: str, key: str, body: bytes) -> None:
@@ -227,6 +259,10 @@ class FilesystemClaim:
 
     async def release(self) -> None:
         """Nothing to give up."""
+
+
+class _TooLong(Exception):
+    """A message that was not read, and is gone."""
 
 
 class _Channel(filesystem.Channel):  # type: ignore[misc]
@@ -289,10 +325,13 @@ class _Channel(filesystem.Channel):  # type: ignore[misc]
         for name in taken(self._listed):
             path = self._queues / queue / name
             try:
-                text = path.read_text()
+                too_long = path.stat().st_size > LONGEST_FILE
+                text = b"" if too_long else path.read_bytes()
                 path.unlink()
             except FileNotFoundError:  # swept
                 continue
+            if too_long:
+                raise _TooLong
             if self._fresh(name):
                 payload: dict[str, Any] = json.loads(text)
                 return payload

@@ -1,6 +1,7 @@
 """Figures of this machine and of the processes on it, read when somebody asks: the port `Host`."""
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,11 +12,16 @@ from branchd.adapters.precheck import account_of
 from branchd.core.errors import SpawnFailed
 from branchd.core.values import Identity
 
+#: seconds that the number of an account is used for: a definition may concern thousands of instances, and who knows
+#: the accounts may be a server
+UID_FOR = 5.0
+
 
 class LocalHost:
     def __init__(self, state: Path) -> None:
         self._state = state
         self._boot = proc.boot_id()
+        self._uids: dict[str, tuple[int, float]] = {}  #: and until when, by time.monotonic()
 
     @property
     def boot(self) -> str:
@@ -46,7 +52,12 @@ class LocalHost:
         return account.pw_dir, account.pw_name
 
     def uid(self, user: str | None) -> int:
-        return os.geteuid() if user is None else account_of(user).pw_uid
+        if user is None:
+            return os.geteuid()
+        known = self._uids.get(user)
+        if known is None or known[1] < time.monotonic():
+            self._uids[user] = known = account_of(user).pw_uid, time.monotonic() + UID_FOR
+        return known[0]
 
     def usage(self, identity: Identity) -> Mapping[str, float] | None:
         main = proc.stat(identity.pid)

@@ -63,7 +63,6 @@ class SqliteStore:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "branchd.db"
-        self.commits = 0  #: transactions since load(); fewer than writes where those came together
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._place = (0, 0)  #: device and inode of the file
@@ -177,7 +176,6 @@ class SqliteStore:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             return [_Outcome(error=self._in_words(error)) for _ in group]
-        self.commits += 1
         return outcomes
 
     def _check_place(self) -> None:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from branchd.branch.records import (
+    REQUEST,
     AppRecord,
+    AuthoredRecord,
     Change,
     EventRecord,
     Expire,
@@ -21,6 +23,7 @@ from branchd.branch.records import (
     QueueRecord,
     Remember,
     RemoveApp,
+    RemoveAuthored,
     RemoveEntry,
     RemoveInstance,
     RemoveOutcome,
@@ -157,8 +160,8 @@ def _entry_from_row(row: Row) -> Entry:
 
 
 def _outcome_from_row(row: Row) -> OutcomeRecord:
-    request, digest, at, app, instance, ended = row
-    return OutcomeRecord(request, digest, at, app, instance, bool(ended))
+    request, digest, at, app, instance, ended, offerer, origin = row
+    return OutcomeRecord(request, digest, at, app, instance, bool(ended), offerer, origin)
 
 
 APPS: Table[AppRecord] = Table(
@@ -167,6 +170,13 @@ APPS: Table[AppRecord] = Table(
     values=("spec", "generation", "created_at"),
     to_row=lambda app: (app.name, _json(app.spec), app.generation, app.created_at),
     from_row=lambda row: AppRecord(row[0], json.loads(row[1]), *row[2:]),
+)
+AUTHORED: Table[AuthoredRecord] = Table(
+    name="authored",
+    keys=("app",),
+    values=("digest",),
+    to_row=lambda it: (it.app, it.digest),
+    from_row=lambda row: AuthoredRecord(*row),
 )
 QUEUES: Table[QueueRecord] = Table(
     name="queues",
@@ -210,8 +220,8 @@ EVENTS: Table[EventRecord] = Table(
 OUTCOMES: Table[OutcomeRecord] = Table(
     name="outcomes",
     keys=("request",),
-    values=("digest", "at", "app", "instance", "ended"),
-    to_row=lambda it: (it.request, it.digest, it.at, it.app, it.instance, it.ended),
+    values=("digest", "at", "app", "instance", "ended", "offerer", "origin"),
+    to_row=lambda it: (it.request, it.digest, it.at, it.app, it.instance, it.ended, it.offerer, it.origin),
     from_row=_outcome_from_row,
 )
 ENTRIES: Table[Entry] = Table(
@@ -231,6 +241,7 @@ FACTS: Table[Remember] = Table(
 
 _TABLES: Mapping[type, Table[Any]] = {
     AppRecord: APPS,
+    AuthoredRecord: AUTHORED,
     QueueRecord: QUEUES,
     InstanceRecord: INSTANCES,
     RunRecord: RUNS,
@@ -251,6 +262,8 @@ def apply(connection: sqlite3.Connection, change: Change) -> None:
             connection.execute(_UPSERTS[kind], _TABLES[kind].to_row(record))
         case RemoveApp(name):
             connection.execute("DELETE FROM apps WHERE name = ?", (name,))
+        case RemoveAuthored(app):
+            connection.execute("DELETE FROM authored WHERE app = ?", (app,))
         case RemoveQueue(app, name):
             connection.execute("DELETE FROM queues WHERE app = ? AND name = ?", (app, name))
         case RemoveEntry(kind, app, name):
@@ -265,8 +278,21 @@ def apply(connection: sqlite3.Connection, change: Change) -> None:
             connection.execute(_REMEMBER, FACTS.to_row(change))
         case Expire(outcomes_before, events):
             connection.execute("DELETE FROM outcomes WHERE at < ? AND (ended OR instance IS NULL)", (outcomes_before,))
-            first_to_go = "SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?"
-            connection.execute(f"DELETE FROM events WHERE id <= ({first_to_go})", (events,))  # noqa: S608
+            for requests in (True, False):
+                _expire_events(connection, requests, events)
+
+
+def _expire_events(connection: sqlite3.Connection, requests: bool, most: int) -> None:
+    """All but the newest; what is lost by it is remembered, for who reads on after an id."""
+    which = "FROM events WHERE (type = ?) = ?"
+    newest_to_go = f"SELECT id {which} ORDER BY id DESC LIMIT 1 OFFSET ?"
+    for (last,) in connection.execute(newest_to_go, (REQUEST, requests, most)).fetchall():
+        connection.execute(f"DELETE {which} AND id <= ?", (REQUEST, requests, last))
+        connection.execute(
+            "INSERT INTO meta (key, value) VALUES ('last_expired_event', ?) ON CONFLICT (key)"
+            " DO UPDATE SET value = max(CAST(value AS INTEGER), CAST(excluded.value AS INTEGER))",
+            (last,),
+        )
 
 
 def read_all(connection: sqlite3.Connection) -> Snapshot:
@@ -276,6 +302,7 @@ def read_all(connection: sqlite3.Connection) -> Snapshot:
     return Snapshot(
         branch_id=branch_id,
         apps=APPS.read(connection),
+        authored=AUTHORED.read(connection),
         queues=QUEUES.read(connection),
         instances=INSTANCES.read(connection),
         runs=RUNS.read(connection),
@@ -293,5 +320,5 @@ def read_events(connection: sqlite3.Connection, after: int, limit: int) -> tuple
 
 
 def first_event(connection: sqlite3.Connection) -> int:
-    [lowest] = connection.execute("SELECT coalesce(min(id), 0) FROM events").fetchone()
-    return int(lowest)
+    expired = connection.execute("SELECT value FROM meta WHERE key = 'last_expired_event'").fetchone()
+    return 1 if expired is None else int(expired[0]) + 1

@@ -129,9 +129,6 @@ class Agent:
 
     def command(self, command: Message, answer: Answer) -> None:
         operation = command.get("op")
-        if operation == "ping":
-            answer(ok="pong")
-            return
         carry_out = self._operations().get(str(operation))
         if carry_out is None:
             answer(error="the agent knows no command %.40r" % (operation,))

@@ -4,9 +4,11 @@ import base64
 import binascii
 import bisect
 import fnmatch
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -119,7 +121,7 @@ def matches(pattern: str | None, name: str) -> bool:
 class Elsewhere:
     """What other branches have of a page."""
 
-    items: Sequence[tuple[Place, bytes]] = ()  #: after the cursor, at most `limit` of each branch
+    items: Sequence[tuple[Place, Any]] = ()  #: after the cursor, at most `limit` of each branch; plain JSON values
     more: bool = False  #: one of them has further items
     known: bool = False  #: one of them knows what the page is about
     unreachable: Sequence[str] = ()  #: the names of those that do not answer
@@ -138,8 +140,9 @@ def page(
     found = [(place(item), encode(item)) for item in items[first : first + limit]]
     more = first + limit < len(items) or elsewhere.more
     if elsewhere.items:
-        found = sorted([*found, *elsewhere.items])
-        more, found = more or len(found) > limit, found[:limit]
+        more = more or len(found) + len(elsewhere.items) > limit
+        theirs = heapq.nsmallest(limit, elsewhere.items, key=itemgetter(0))  # of many branches few are shown
+        found = sorted([*found, *((where, json.dumps(item)) for where, item in theirs)])[:limit]
     following = base64.urlsafe_b64encode(json.dumps(found[-1][0])).decode() if more and found else None
     body = b'{"items":[%b],"next":%b,"partial":%b,"unreachable":%b}' % (
         b",".join(shown for _, shown in found),

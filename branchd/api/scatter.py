@@ -20,7 +20,10 @@ PATIENCE = 2.0
 async def gather(
     call: Call, mesh: Neighbours, asked: Sequence[Announcement], place: Callable[[dict[str, str]], Place]
 ) -> Elsewhere:
-    """Their parts of the page that the call asks for. A branch that knows of no such thing has no part."""
+    """Their parts of the page that the call asks for. A branch that knows of no such thing has no part.
+
+    Those that are silent, or lost, are not asked, and are told as unreachable.
+    """
     parts = await asyncio.gather(*(_part(call, mesh, branch, place) for branch in asked))
     answered = [part for part in parts if part is not None]
     return Elsewhere(
@@ -33,9 +36,9 @@ async def gather(
 
 async def _part(
     call: Call, mesh: Neighbours, branch: Announcement, place: Callable[[dict[str, str]], Place]
-) -> tuple[list[tuple[Place, bytes]], bool, bool] | None:
+) -> tuple[list[tuple[Place, Any]], bool, bool] | None:
     """The items, whether it has more, and whether it knows what was asked for; None where no answer comes."""
-    if branch.state is BranchState.SILENT:
+    if branch.state in (BranchState.SILENT, BranchState.CLOSED):
         return None
     given = [(name, value) for name, value in call.request.rel_url.query.items() if name not in {LOCAL.name, "fresh"}]
     target = f"{call.request.rel_url.raw_path}?{urlencode([*given, (LOCAL.name, '1')])}"
@@ -47,12 +50,18 @@ async def _part(
             body = await whole(served)
         if served.status == 404:
             return [], False, False
-        found = json.loads(body)
-        return [(place(item), json.dumps(item)) for item in found["items"]], found["next"] is not None, True
+        found = json.loads_quickly(body)
+        return [(_told(place(item)), item) for item in found["items"]], found["next"] is not None, True
     except (TimeoutError, NoRoute, Unavailable):
         return None
     except (ValueError, KeyError, TypeError):  # it answers with something else, a problem perhaps
         return None
+
+
+def _told(place: Place) -> Place:
+    """TypeError for what cannot be sorted among the others."""
+    "".join(place)
+    return place
 
 
 async def objects(call: Call, mesh: Neighbours) -> list[dict[str, Any]]:

@@ -13,14 +13,15 @@ from branchd.branch.fleet import Fleet, expect_new
 from branchd.branch.journal import Told
 from branchd.branch.layers import app_entry, queue_entry, tombstone
 from branchd.branch.mesh.sharing import Sharing
-from branchd.branch.records import AppRecord, Put, QueueRecord, RemoveApp, RemoveQueue
+from branchd.branch.records import AppRecord, AuthoredRecord, Put, QueueRecord, RemoveApp, RemoveAuthored, RemoveQueue
 from branchd.branch.view import app_conditions, render_app, render_queue
+from branchd.core.definitions import digest
 from branchd.core.errors import Conflict, Invalid, Stale, Unavailable
 from branchd.core.spec import Unusable, Wanted
 from branchd.wire.resources import App, Queue
 from branchd.wire.spec import accept, patched
 
-#: of an app, how many instances other branches have, and the names of the branches that did not say
+#: of an app, how many other branches have instances, and the names of those that did not say
 Elsewhere = Callable[[str], Awaitable[tuple[int, Sequence[str]]]]
 
 
@@ -54,7 +55,8 @@ class Apps:
     async def put(self, app: str, spec: Any, match: str | None = None, new: bool = False) -> tuple[App, bool]:
         """The app, and whether it is new, as with `new` it must be. Invalid also where an instance of it would be.
 
-        `match`: the tag that it must still have, else Stale.
+        Who says all of it is its author: it is bound by no rule for other branches any more. `match`: the tag that it
+        must still have, else Stale.
         """
         check_name(app, "/app", "app name")
         async with self._fleet.lock(app):
@@ -64,15 +66,19 @@ class Apps:
                 expect_new(old)
             if old is None and len(self._definitions.names()) >= MOST:
                 raise Conflict(f"there are {MOST} apps already")
-            await self._write(app, old, accept(spec, dict(old.spec) if old else {}))
+            await self._write(app, old, accept(spec, dict(old.spec) if old else {}), authored=True)
         return self.get(app), old is None
 
     async def patch(self, app: str, patch: Any, match: str | None = None, restart: bool = False) -> App:
-        """`restart`: every instance of it that is wanted up, now; without it, none."""
+        """What is not named stays as it was, and so does whose it is: a part of another's is not looked at by patching.
+
+        `restart`: every instance of it that is wanted up, now; without it, none.
+        """
         async with self._fleet.lock(app):
             old = self._definitions.app(app)
             self._expect(old, match)
-            await self._write(app, old, patched(dict(old.spec), patch))
+            authored = self._definitions.authored(app, old.spec)
+            await self._write(app, old, patched(dict(old.spec), patch), authored=authored)
         if restart:
             for supervisor in self._fleet.of(app):
                 if supervisor.spec.wanted is Wanted.UP:
@@ -104,10 +110,15 @@ class Apps:
             now = "it does not exist" if record is None else f"it is at generation {record.generation} now"
             raise Stale(f"it was changed meanwhile: {now}", "read it again, then repeat your change")
 
-    async def _write(self, app: str, old: AppRecord | None, raw: Mapping[str, Any]) -> None:
+    async def _write(self, app: str, old: AppRecord | None, raw: Mapping[str, Any], *, authored: bool) -> None:
+        written = [Put(AuthoredRecord(app, digest(raw)))] if authored else []
         if old is None:
             new = AppRecord(app, raw, 1, self._fleet.world.wall())
-        elif dict(old.spec) == dict(raw):
+        elif digest(old.spec) == digest(raw):
+            if authored and not self._definitions.authored(app, raw):
+                await self._fleet.journal.commit(*written)
+                self._definitions.apply(*written)
+                self._fleet.reapply(app)
             return
         else:
             new = replace(old, spec=raw, generation=old.generation + 1, stamp=None)
@@ -115,17 +126,17 @@ class Apps:
         for supervisor in self._fleet.of(app):
             if not isinstance(supervisor.spec, Unusable):  # already, so this breaks nothing
                 try:
-                    self._definitions.effective(new, supervisor.record.spec)
+                    self._definitions.effective(new, supervisor.record.spec, authored=authored)
                 except Invalid as invalid:
                     raise Invalid(invalid.faults, f"instance {supervisor.key} would be invalid") from None
         kind = "app.created" if old is None else "app.changed"
-        await self._commit(new, [(kind, app, None, {"generation": new.generation})])
+        await self._commit(new, written, [(kind, app, None, {"generation": new.generation})])
         self._fleet.reapply(app)
 
-    async def _commit(self, new: AppRecord, events: Sequence[Told]) -> None:
+    async def _commit(self, new: AppRecord, written: Sequence[Put], events: Sequence[Told]) -> None:
         app, definitions = new.name, self._definitions
         if self._sharing is None or definitions.own(app):
-            changes = [*definitions.owned(app), Put(new)]
+            changes = [*definitions.owned(app), Put(new), *written]
             await self._fleet.journal.commit(*changes, events=events)
             definitions.apply(*changes)
             if self._sharing is not None:
@@ -135,7 +146,7 @@ class Apps:
         # A queue that was written elsewhere while its app was being deleted must not come back with the app's name.
         stray = definitions.entries.queues(app).values() if definitions.shared(app) is None else ()
         entries = [app_entry(new, stamp), *(tombstone(entry, stamp) for entry in stray)]
-        await self._sharing.write(entries, events=events)
+        await self._sharing.write(entries, *written, events=events)
 
     async def delete(self, app: str, cascade: bool = False, match: str | None = None) -> None:
         """Conflict while it has instances; `cascade` deletes them first, and waits for those of this branch.
@@ -153,7 +164,7 @@ class Apps:
             if sharing is not None and record.stamp is not None:
                 stamp = sharing.stamp()
                 entries = [tombstone(entry, stamp, cascade=cascade) for entry in definitions.entries_of(app)]
-                await sharing.write(entries, events=[("app.deleted", app, None, {})])
+                await sharing.write(entries, RemoveAuthored(app), events=[("app.deleted", app, None, {})])
             instances = self._fleet.of(app)
             for supervisor in instances:
                 await self._fleet.begin_delete(supervisor)
@@ -165,8 +176,9 @@ class Apps:
                 definitions.app(app)
                 if self._fleet.of(app):
                     raise Conflict(f"app {app} has got new instances meanwhile")
-                await self._fleet.journal.commit(RemoveApp(app), events=[("app.deleted", app, None, {})])
-                definitions.apply(RemoveApp(app))
+                gone = RemoveApp(app), RemoveAuthored(app)
+                await self._fleet.journal.commit(*gone, events=[("app.deleted", app, None, {})])
+                definitions.apply(*gone)
             if not self._fleet.of(app):
                 definitions.forget(app)
 
@@ -183,7 +195,7 @@ class Apps:
         count, unreachable = await self._instances_elsewhere(app)
         if count:
             hint = "branchctl ps lists them; delete them first, or use cascade"
-            raise Conflict(f"app {app} has {count} instances on other branches", hint)
+            raise Conflict(f"app {app} has instances on {count} other {'branch' if count == 1 else 'branches'}", hint)
         if unreachable:
             raise Unavailable(
                 f"whether app {app} has instances is not known of {', '.join(unreachable)}",

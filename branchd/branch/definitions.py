@@ -26,6 +26,10 @@ MOST = 10_000
 EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
 
 
+#: why an instance is bound by what other branches may run here
+_FOREIGN = "the app's definition comes from another branch, and "
+
+
 class Definitions(Layers):
     def __init__(self, policies: Policies, snapshot: Snapshot, host: Host) -> None:
         super().__init__(snapshot)
@@ -43,14 +47,17 @@ class Definitions(Layers):
             return None
         return tuple(self.declaration(app, name) for name in spec.queues)
 
-    def effective(self, app: AppRecord, raw: Mapping[str, Any]) -> Spec:
-        """An instance's spec over its app's over the branch's defaults. Invalid where it is wrong or incomplete."""
+    def effective(self, app: AppRecord, raw: Mapping[str, Any], *, authored: bool | None = None) -> Spec:
+        """An instance's spec over its app's over the branch's defaults. Invalid where it is wrong or incomplete.
+
+        `authored`: whether an operator of this branch wrote the app; None: as it is known.
+        """
         default_user = self._policies.default_user
         defaults = {} if default_user is None else {"user": default_user}
         spec = effective(dict(app.spec), dict(raw), defaults)
         faults = self._account_faults(spec)
-        if app.stamp is not None and app.stamp.branch != self.branch:
-            faults += self.peer_faults(spec)
+        if not (self.authored(app.name, app.spec) if authored is None else authored):
+            faults += self.peer_faults(spec, _FOREIGN, f"write all of it here: branchctl app set {app.name} --replace")
         if faults:
             raise Invalid(faults)
         return spec
@@ -65,6 +72,7 @@ class Definitions(Layers):
                 kind=Kind.COMMAND if given.get("kind") == Kind.COMMAND else Kind.CELERY,
                 pool=Pool.SOLO,  # nothing is told to a worker of unknown bounds
                 restart=Restart(max_restarts=0),
+                user=user if isinstance(user := given.get("user"), str) else None,  # who may not touch it asks for it
                 wanted=Wanted.DOWN if given.get("wanted") == Wanted.DOWN else Wanted.UP,
                 why=f"its spec is not valid any more: {'; '.join(map(_told, invalid.faults[:10]))}",
             )
@@ -83,22 +91,25 @@ class Definitions(Layers):
             faults.append(Fault("/group", "cannot be chosen where [auth] allow_users is set", hint))
         return faults
 
-    def peer_faults(self, spec: Spec) -> list[Fault]:
-        """Why an effective spec, valid here, may not come from another branch: only as a user other than root."""
+    def peer_faults(self, spec: Spec, what: str = "", cure: str = "set `user`") -> list[Fault]:
+        """Why an effective spec, valid here, may not come from another branch: only as a user other than root.
+
+        `what` comes from there, in words before the reason; nothing: the spec itself. `cure`: beside the configuration.
+        """
         if self._policies.peer_scope is Scope.ADMIN:
             return []
         hint = "the branch's configuration decides: [auth] peer_scope"
         if self._policies.peer_scope is Scope.READ:
-            return [Fault("", "other branches may define nothing that runs here", hint)]
+            return [Fault("", f"{what}other branches may define nothing that runs here", hint)]
         try:
             uid = self._host.uid(spec.user)
         except SpawnFailed as failure:
             return [Fault("/user", failure.detail, failure.hint)]
         faults = []
         if uid == 0:
-            faults.append(Fault("/user", "other branches may run nothing as root here", f"set `user`; {hint}"))
+            faults.append(Fault("/user", f"{what}other branches may run nothing as root here", f"{cure}; {hint}"))
         if spec.group is not None:
-            faults.append(Fault("/group", "other branches may choose no group here", hint))
+            faults.append(Fault("/group", f"{what}other branches may choose no group here", f"{cure}; {hint}"))
         return faults
 
     def node_name(self, key: Key) -> str:

@@ -18,7 +18,7 @@ BACKLOG = 1000
 #: events read from the store at a time
 CHUNK = 500
 
-#: events that the store keeps
+#: events that the store keeps: of type `request`, and as many others
 KEPT = 10_000
 
 
@@ -91,7 +91,7 @@ class EventLog:
             if after is not None:
                 told = after
                 first = await self._store.first_event()
-                if after > now or first > after + 1 or (first == 0 and after < now):
+                if after > now or first > after + 1:
                     yield Reset(now)
                     told = now
             while told < now and (chunk := await self._store.events(told, CHUNK)):

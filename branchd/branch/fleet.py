@@ -17,6 +17,7 @@ from branchd.branch.journal import Journal, Told
 from branchd.branch.outcomes import Outcomes
 from branchd.branch.records import (
     AppRecord,
+    Change,
     InstanceRecord,
     OutcomeRecord,
     Put,
@@ -96,11 +97,15 @@ class Fleet:
     # Changes; the caller holds the app's lock
 
     def check_room(self, key: Key) -> None:
-        """Conflict where an instance of that name exists, or too many do; Unavailable at the daemon's end."""
+        """Conflict where there is one of that name, too many, or no app any more; Unavailable at the daemon's end."""
         if key in self._supervisors:
             taken = self._supervisors[key]
             hint = "it is being deleted; wait until it is gone" if taken.record.deleting else "choose another name"
             raise Conflict(f"{key} exists already", hint)
+        if self.definitions.bare(key.app):
+            raise Conflict(
+                f"app {key.app} was deleted", "what is left of its instances here ends; then define it again"
+            )
         if len(self._supervisors) >= MOST:
             raise Conflict(f"there are {MOST} instances already")
         if self.stopping:
@@ -111,15 +116,18 @@ class Fleet:
         record: InstanceRecord,
         outcome: OutcomeRecord | None = None,
         sure: Callable[[], Awaitable[None]] | None = None,
+        *,
+        by: Mapping[str, str] | None = None,
     ) -> Supervisor:
         """Commits a new instance, with the outcome of the request for it, and starts it where it is wanted up.
 
+        `by`: who asked, for the event, where no event `request` says so.
         `sure` is awaited between the two. What it raises is raised, and the commit taken back, as far as the store
         lets it be: the instance is there all the same where it does not.
         """
         key = record.key
         outcomes = [] if outcome is None else [Put(outcome)]
-        await self.journal.commit(Put(record), *outcomes, events=[("instance.created", key.app, key.name, {})])
+        await self.journal.commit(Put(record), *outcomes, events=[("instance.created", key.app, key.name, by or {})])
         doubt: BranchdError | None = None
         if sure is not None:
             try:
@@ -179,16 +187,22 @@ class Fleet:
         self.weight += spec.weight - supervisor.spec.weight
         supervisor.redefine(record, spec, self.definitions.declarations(record.key.app, spec))
 
-    async def begin_delete(self, supervisor: Supervisor, *further: Put, events: Sequence[Told] = ()) -> None:
+    async def begin_delete(
+        self,
+        supervisor: Supervisor,
+        *further: Change,
+        events: Sequence[Told] = (),
+        by: Mapping[str, str] | None = None,
+    ) -> None:
         """Commits that it goes, and stops it; it is removed when nothing of it runs any more.
 
-        `further` and `events` are committed with it; nothing of it where it was going already.
+        `further` and `events` are committed with it; nothing of it where it was going already. `by`: as for add().
         """
         record = supervisor.record
         key = record.key
         if not record.deleting:
             going = replace(record, deleting=True)
-            told: list[Told] = [*events, ("instance.deleting", key.app, key.name, {})]
+            told: list[Told] = [*events, ("instance.deleting", key.app, key.name, by or {})]
             await self.journal.commit(Put(going), *further, events=told)
             supervisor.redefine(going, supervisor.spec, None)
             self._changed(key)

@@ -43,7 +43,8 @@ class Instances:
     ) -> tuple[Instance, bool]:
         """The instance, and whether this call made it: False for the replay of an earlier one.
 
-        Denied where a limited principal may not. The body is a spec and, if it is to have one of the caller's choice, a name.
+        Denied where a limited principal may not. The body is a spec and, if it is to have one of the caller's choice, a
+        name.
         """
         spec = _object(body)
         name = spec.pop("name", None)
@@ -56,7 +57,8 @@ class Instances:
             name = derived_name(app, request) if name is None else name
             record = self._new(app, name, spec, principal.limited)
             outcome = OutcomeRecord(request, digest, record.created_at, app, name)
-            supervisor = await self._fleet.add(record, None if idempotency_key is None else outcome)
+            kept = None if idempotency_key is None else outcome
+            supervisor = await self._fleet.add(record, kept, by={"principal": principal.name})
         return await self._begun(supervisor), True
 
     def _known(self, outcome: OutcomeRecord, digest: str) -> Instance:

@@ -9,14 +9,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from branchd.branch.records import AppRecord, Change, Put, QueueRecord, RemoveApp, RemoveEntry, RemoveQueue, Snapshot
-from branchd.core.definitions import Shared
+from branchd.branch.records import (
+    AppRecord,
+    AuthoredRecord,
+    Change,
+    Put,
+    QueueRecord,
+    Raw,
+    RemoveApp,
+    RemoveAuthored,
+    RemoveEntry,
+    RemoveQueue,
+    Snapshot,
+)
+from branchd.core.definitions import Shared, digest
 from branchd.core.errors import Invalid, NotFound
 from branchd.core.faults import name_fault, queue_fault
-from branchd.core.spec import ABSENCE
+from branchd.core.spec import ABSENCE, MOST_REPLICAS
 from branchd.core.stamps import Entry, EntryKind, Stamp
 from branchd.core.values import QueueDeclaration
 from branchd.wire.decode import decode, encode
+
+#: changes of one app; what a store can count
+MOST_GENERATIONS = 1 << 53
 
 
 class Layers:
@@ -24,6 +39,7 @@ class Layers:
         self.entries = Shared(snapshot.entries)
         self.branch = snapshot.branch_id
         self._apps = {app.name: app for app in snapshot.apps}
+        self._authored = {record.app: record.digest for record in snapshot.authored}
         self._queues: dict[str, dict[str, QueueRecord]] = {}
         for record in snapshot.queues:
             self._queues.setdefault(record.app, {})[record.queue.name] = record
@@ -75,6 +91,10 @@ class Layers:
         stamp = record.stamp
         return f"{self.branch}.{record.generation}" if stamp is None else f"{stamp.branch}.{stamp.time}"
 
+    def authored(self, app: str, spec: Raw) -> bool:
+        """Whether an operator of this branch wrote the app just so. Its stamp does not tell: peers write any."""
+        return self._authored.get(app) == digest(spec)
+
     # Where it stands
 
     def own(self, app: str) -> bool:
@@ -106,8 +126,8 @@ class Layers:
         return self.both(app) and not self._same(app)
 
     def _same(self, app: str) -> bool:
-        specs = app_of(self.entries.apps[app]).spec == self._apps[app].spec
-        return specs and self._shared_queues(app) == self._queues.get(app, {})
+        specs = digest(app_of(self.entries.apps[app]).spec), digest(self._apps[app].spec)
+        return specs[0] == specs[1] and self._shared_queues(app) == self._queues.get(app, {})
 
     def _shared_queues(self, app: str) -> Mapping[str, QueueRecord]:
         return {name: _queue_of(entry) for name, entry in self.entries.queues(app).items()}
@@ -121,7 +141,7 @@ class Layers:
         for name, entry in self.entries.apps.items():
             spec = entry.value["spec"] if entry.value else {}
             count, absence = spec.get("replicas"), spec.get("absence", ABSENCE)
-            if isinstance(count, int):
+            if type(count) is int and 0 <= count <= MOST_REPLICAS:
                 found[name] = count, float(absence) if isinstance(absence, int | float) else None
         return found
 
@@ -133,6 +153,10 @@ class Layers:
             match change:
                 case Put(AppRecord() as app):
                     self._apps[app.name] = app
+                case Put(AuthoredRecord(name, written)):
+                    self._authored[name] = written
+                case RemoveAuthored(name):
+                    self._authored.pop(name, None)
                 case Put(QueueRecord() as queue):
                     self._queues.setdefault(queue.app, {})[queue.queue.name] = queue
                 case Put(Entry() as entry):
@@ -197,12 +221,16 @@ def readable(entry: Entry) -> bool:
     is_app = entry.kind is EntryKind.APP
     if name_fault(entry.app, "", "") or (entry.name if is_app else queue_fault(entry.name, "")):
         return False
+    if name_fault(entry.stamp.branch, "", ""):
+        return False  # it becomes part of a tag, which is a header
     try:
         if entry.value is not None:
             decode(_AppValue if is_app else QueueDeclaration, entry.value)
     except Invalid:
         return False
-    return is_app or entry.value is None or entry.value["name"] == entry.name
+    if is_app:
+        return entry.value is None or 0 < entry.value["generation"] < MOST_GENERATIONS
+    return entry.value is None or entry.value["name"] == entry.name
 
 
 def _queue_of(entry: Entry) -> QueueRecord:

@@ -200,7 +200,7 @@ class Store(Protocol):
         """The next events with an id above `after`, oldest first."""
 
     async def first_event(self) -> int:
-        """The lowest id that is still kept, 0 when none is."""
+        """The lowest id from which on none has expired; 1 where none has at all."""
 
 
 class Claim(Protocol):
@@ -224,10 +224,10 @@ class BusState:
 class Bus(Protocol):
     """The broker: a broadcast to all branches of a neighbourhood, and keys that messages are routed by.
 
-    The inbox key of a branch is branchd.core.peers.inbox(ID); the bus itself holds it from each connection on, and everything else that was
-    bound is gone with the connection. Everything is called in the loop and calls back in the loop, and blocks nobody.
-    Bodies are sealed by the caller. Messages of one sender over one path (broadcast, send, claim) arrive in order, or
-    not at all.
+    The inbox key of a branch is branchd.core.peers.inbox(ID); the bus itself holds it from each connection on, and
+    everything else that was bound is gone with the connection. Everything is called in the loop and calls back in the
+    loop, and blocks nobody. Bodies are sealed by the caller. Messages of one sender over one path (broadcast, send,
+    claim) arrive in order, or not at all.
     """
 
     #: False: nobody tells for sure that a key is not held, so that silence must do (branchd.branch.mesh.link)
@@ -236,9 +236,7 @@ class Bus(Protocol):
     @property
     def state(self) -> BusState: ...
 
-    async def open(
-        self, on_message: Callable[[str, bytes | None], None], on_state: Callable[[BusState], None]
-    ) -> None:
+    async def open(self, on_message: Callable[[str, bytes | None], None], on_state: Callable[[BusState], None]) -> None:
         """Begins to connect, and goes on trying until close().
 
         on_message: the routing key, "" for a broadcast; and the body, None for one longer than
@@ -278,4 +276,8 @@ class Door(Protocol):
     def serve(
         self, principal: Principal, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> AbstractAsyncContextManager[Served]:
-        """Answers it as any other request, in the principal's name; leaving the block hangs up."""
+        """Answers it as any other request, in the principal's name; leaving the block hangs up.
+
+        NoAnswer where it was begun and its answer is lost, also while the body is read; any other error: nothing was
+        begun of it.
+        """

@@ -30,6 +30,14 @@ class QueueRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthoredRecord:
+    """That an operator of this very branch wrote the app so, in whichever layer; what others write never changes it."""
+
+    app: str
+    digest: str  #: of the spec, as core/definitions.py makes it
+
+
+@dataclass(frozen=True, slots=True)
 class Placed:
     """That this branch was chosen for the instance, and by which request."""
 
@@ -97,9 +105,17 @@ class OutcomeRecord:
     app: str
     instance: str | None  #: None: it was cancelled, and will never make anything
     ended: bool = False  #: what it made is no more
+    offerer: str = ""  #: id of the branch that offered it, and may cancel it; "" where it came to this one's own API
+    origin: str = ""  #: of a move: the request that first made the instance, perhaps on another branch; else ""
 
 
-Record = AppRecord | QueueRecord | InstanceRecord | RunRecord | TokenRecord | EventRecord | OutcomeRecord | Entry
+Record = (
+    AppRecord | AuthoredRecord | QueueRecord | InstanceRecord | RunRecord | TokenRecord | EventRecord | OutcomeRecord
+    | Entry
+)  # fmt: skip
+
+#: type of the events that tell who asked for what
+REQUEST = "request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +130,11 @@ class RemoveApp:
     """With its queues."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveAuthored:
+    app: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +181,18 @@ class Remember:
 class Expire:
     """Forget old outcomes and events.
 
-    Outcomes older than `outcomes_before` (seconds since 1970) whose instance is no more; all but the newest `events`.
+    Outcomes older than `outcomes_before` (seconds since 1970) whose instance is no more; all but the newest `events` of
+    type REQUEST, and all but as many of the others: neither drives the other out.
     """
 
     outcomes_before: float
     events: int
 
 
-Change = Put | RemoveApp | RemoveQueue | RemoveEntry | RemoveInstance | RemoveToken | RemoveOutcome | Remember | Expire
+Change = (
+    Put | RemoveApp | RemoveAuthored | RemoveQueue | RemoveEntry | RemoveInstance | RemoveToken | RemoveOutcome
+    | Remember | Expire
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +201,7 @@ class Snapshot:
 
     branch_id: str
     apps: tuple[AppRecord, ...]
+    authored: tuple[AuthoredRecord, ...]
     queues: tuple[QueueRecord, ...]
     instances: tuple[InstanceRecord, ...]
     runs: tuple[RunRecord, ...]

@@ -14,7 +14,7 @@ from branchd.branch.mesh.mesh import Membership, Mesh
 from branchd.branch.operations import Operations
 from branchd.branch.outcomes import KEPT as OUTCOMES_KEPT
 from branchd.branch.ports import LogFiles
-from branchd.branch.records import Expire, Snapshot
+from branchd.branch.records import REQUEST, Expire, Snapshot
 from branchd.branch.tokens import Tokens
 from branchd.branch.world import Policies, World
 from branchd.core.access import Principal
@@ -188,8 +188,11 @@ class Service:
 
         Returns at once: the answer does not wait for the record.
         """
-        data = {"principal": principal.name, "via": principal.via, "method": method, "path": path, "status": status}
-        told = ("request", about.get("app"), about.get("instance"), data)
+        data = {
+            "principal": principal.name, "via": principal.via, "via_id": principal.via_id,
+            "method": method, "path": path, "status": status,
+        }  # fmt: skip
+        told = (REQUEST, about.get("app"), about.get("instance"), data)
         self._fleet.later(self._journal.commit(events=[told]))
 
     def _expire(self) -> None:

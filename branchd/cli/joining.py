@@ -15,7 +15,7 @@ from branchd.branch.mesh.mesh import Membership
 from branchd.cli.config import Mesh
 from branchd.cli.loopback import Loopback
 from branchd.core.access import Principal
-from branchd.core.brokers import user_and_vhost
+from branchd.core.brokers import Folder, parse
 from branchd.core.errors import Fatal
 from branchd.core.peers import Address
 from branchd.wire.sealing import KeyRing, NeighbourhoodSeal
@@ -33,8 +33,9 @@ def membership(
     me = Address(branch_id, os.urandom(16).hex())
     seal = NeighbourhoodSeal(keys.first(), mesh.neighbourhood, me, time.time)
     keys.seal = seal
-    user, vhost = user_and_vhost(mesh.broker) or ("", "")
-    bus = open_bus(mesh.broker, mesh.neighbourhood, branch_id)
+    broker = parse(mesh.broker)
+    user, vhost = ("", "") if isinstance(broker, Folder) else (broker[0].user, broker[0].vhost)
+    bus = open_bus(broker, mesh.neighbourhood, branch_id)
     return Membership(bus, seal, me, Loopback(connect), user, vhost), keys
 
 

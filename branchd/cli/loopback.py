@@ -12,7 +12,7 @@ from branchd.branch.ports import Served
 from branchd.client import Unreachable
 from branchd.client.connection import converse, head
 from branchd.core.access import Principal
-from branchd.core.errors import Fault, Invalid, Unavailable
+from branchd.core.errors import Fault, Invalid, NoAnswer
 
 #: what the other end is called
 _HERE = "branchd"
@@ -27,7 +27,7 @@ class Loopback:
     async def serve(
         self, principal: Principal, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> AsyncIterator[Served]:
-        """Unavailable, while the body is read too; Invalid for what no HTTP request can say."""
+        """NoAnswer, while the body is read too; Invalid for what no HTTP request can say."""
         try:
             request = head(_HERE, method, target, headers, body or None)
         except ValueError as error:
@@ -38,4 +38,4 @@ class Loopback:
             async with converse(reader, writer, _HERE, request, body or None, None) as answer:
                 yield Served(answer.status, answer.headers, answer.pieces())
         except Unreachable as error:
-            raise Unavailable(f"this branch gave no whole answer: {error.reason}") from None
+            raise NoAnswer(f"this branch gave no whole answer: {error.reason}") from None

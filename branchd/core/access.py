@@ -21,6 +21,7 @@ class Principal:
     name: str  #: such as "uid:0", "token:ci"
     scope: Scope
     via: str | None = None  #: the branch that carried the request here; None: it came to this one's own API
+    via_id: str | None = None  #: that branch's id: names are what branches say of themselves
     asked: Scope | None = None  #: of a carried request: what the principal may do there; `scope` is what it may do here
 
     @property

@@ -59,8 +59,6 @@ class Room:
 class Refusal:
     reason: Reason
     detail: str
-    slots: int = 0
-    reserved: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +125,7 @@ def admit(probe: Probe, standing: Standing) -> Refusal | None:
     elif capacity.reserved + probe.weight > capacity.slots:
         reason = Reason.NO_ROOM
         detail = f"{capacity.reserved} of {capacity.slots} slots are reserved, {probe.weight} more are asked for"
-    return None if reason is None else Refusal(reason, detail, capacity.slots, capacity.reserved)
+    return None if reason is None else Refusal(reason, detail)
 
 
 def lacking(constraints: Mapping[str, str], labels: Mapping[str, str]) -> str:

@@ -1,14 +1,20 @@
-"""URLs of a neighbourhood's broker: what makes them wrong, and how they are shown without their passwords.
+"""URLs of a neighbourhood's broker: what they say, what makes them wrong, and how they are shown without passwords.
 
 One URL, or several joined by ";": ways to reach one and the same cluster. Nothing here connects.
 """
 
 import re
-from urllib.parse import SplitResult, unquote, urlsplit
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
+from branchd.core.errors import Fatal
 from branchd.core.merge import HIDDEN
 
-SCHEMES = ("amqp", "amqps", "filesystem")
+PORTS = {"amqp": 5672, "amqps": 5671}
+SCHEMES = (*PORTS, "filesystem")
+
+#: of an amqps URL, as RabbitMQ's own clients name them
+TLS_FILES = ("cacertfile", "certfile", "keyfile")
 
 #: where one URL ends and the next begins: a ";" that stands elsewhere is part of a password, and told of as a fault
 _BETWEEN = re.compile(r";\s*(?=[a-z]+://)", re.IGNORECASE)
@@ -19,18 +25,70 @@ _PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://[^:@/?#]*):.*@", re.IGNORECASE | 
 _EXAMPLE = 'such as "amqps://branchd:password@broker.example/branchd" or "filesystem:///srv/branchd/mesh"'
 
 
-def split(text: str) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """Where a broker of AMQP is and who we are there."""
+
+    scheme: str
+    host: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    vhost: str
+    cacertfile: str | None = None  #: None: the machine's authorities
+    certfile: str | None = None
+    keyfile: str | None = None
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.address}/{quote(self.vhost, safe='')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder in the place of a broker, for branches of one machine."""
+
+    path: str
+
+
+def parse(text: str) -> tuple[Broker, ...] | Folder:
+    """Fatal, as fault() says."""
+    if wrong := fault(text):
+        detail, hint = wrong
+        raise Fatal(f"the broker's URL {detail}", hint)
+    found = [urlsplit(url) for url in _split(text)]
+    if found[0].scheme == "filesystem":
+        return Folder(unquote(found[0].path))
+    return tuple(map(_broker, found))
+
+
+def _broker(parts: SplitResult) -> Broker:
+    return Broker(
+        parts.scheme,
+        unquote(parts.hostname or ""),
+        parts.port or PORTS[parts.scheme],
+        unquote(parts.username or "guest"),
+        unquote(parts.password or "guest"),
+        unquote(parts.path.removeprefix("/")) or "/",
+        **dict(parse_qsl(parts.query)),
+    )
+
+
+def _split(text: str) -> tuple[str, ...]:
     return tuple(url.strip() for url in _BETWEEN.split(text))
 
 
 def shown(text: str) -> str:
     """With every password hidden; also of what is no URL."""
-    return ";".join(_PASSWORD.sub(rf"\1:{HIDDEN}@", url) for url in split(text))
+    return ";".join(_PASSWORD.sub(rf"\1:{HIDDEN}@", url) for url in _split(text))
 
 
 def fault(text: str) -> tuple[str, str] | None:
     """What is wrong and what to do, neither with a word of the URL."""
-    urls = split(text)
+    urls = _split(text)
     for number, url in enumerate(urls, 1):
         which = f"URL {number} of {len(urls)} " if len(urls) > 1 else ""
         parts = _parts(url)
@@ -44,15 +102,11 @@ def fault(text: str) -> tuple[str, str] | None:
             return f"{which}does not name one folder", 'write "filesystem:///" and the path of the folder, alone'
         if parts.scheme != "filesystem" and not parts.hostname:
             return f"{which}names no host", _EXAMPLE
+        known = TLS_FILES if parts.scheme == "amqps" else ()
+        if unknown := sorted({name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}.difference(known)):
+            options = ", ".join(name if name.isidentifier() else "..." for name in unknown)
+            return f"{which}has options that are not known: {options}", f"known are, for amqps, {', '.join(TLS_FILES)}"
     return None
-
-
-def user_and_vhost(text: str) -> tuple[str, str] | None:
-    """Of the first URL, as the broker understands them; None for files."""
-    parts = urlsplit(split(text)[0])
-    if parts.scheme == "filesystem":
-        return None
-    return unquote(parts.username or "guest"), unquote(parts.path.removeprefix("/")) or "/"
 
 
 def _parts(url: str) -> SplitResult | None:

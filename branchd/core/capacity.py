@@ -16,10 +16,6 @@ class Capacity:
     slots: int
     reserved: int
 
-    @property
-    def spare(self) -> int:
-        return max(0, self.slots - self.reserved)
-
 
 def capacity(configured: int | None, cpus: int, weights: Iterable[int]) -> Capacity:
     return Capacity(SLOTS_PER_CPU * cpus if configured is None else configured, sum(weights))

@@ -4,9 +4,11 @@ The last writer wins, by its stamp. Which branch learns what, and when, is the m
 for instances is branchd/branch/definitions.py's.
 """
 
+import hashlib
 import heapq
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from branchd.core.digests import BUCKETS, Digests, bucket
 from branchd.core.stamps import Entry, EntryKind
@@ -20,6 +22,11 @@ EntryKey = tuple[EntryKind, str, str]
 
 def key(entry: Entry) -> EntryKey:
     return entry.kind, entry.app, entry.name
+
+
+def digest(spec: Mapping[str, Any]) -> str:
+    """Of what a spec says, types and all."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
 def beats(entry: Entry, other: Entry | None) -> bool:

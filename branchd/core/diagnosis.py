@@ -26,6 +26,18 @@ class Diagnosis:
 
 
 @dataclass(frozen=True, slots=True)
+class Failures:
+    """What went wrong in the background of one part of the daemon, and nobody expected."""
+
+    part: str  #: a word for operators
+    count: int = 0  #: since the start
+    last: str = ""  #: the error
+
+    def one_more(self, error: Exception) -> "Failures":
+        return Failures(self.part, self.count + 1, f"{type(error).__name__}: {error}"[:500])
+
+
+@dataclass(frozen=True, slots=True)
 class MeshFacts:
     """Of a branch that has a broker."""
 
@@ -38,10 +50,12 @@ class MeshFacts:
     cluster: str = ""  #: that the broker says it belongs to now
     first_cluster: str = ""  #: that the first broker since the start said
     twin: bool = False  #: another daemon with this branch's id is connected
-    guarding: bool = False  #: the guard against mass disappearance holds
-    missing: tuple[str, ...] = ()  #: names of branches that are not connected and did not say that they go
+    guarding: str = ""  #: why nothing is concluded from absence, in words; "" where it is
+    guarding_for: float = 0.0  #: seconds that this lasts at most
+    missing: tuple[str, ...] = ()  #: names of branches that are silent, or ended lately and did not say that they go
     clock_offset: float | None = None  #: seconds from the median; None: nobody to compare with
     dropped: Mapping[str, int] = field(default_factory=dict)  #: messages by why, since the start
+    failures: tuple[Failures, ...] = ()  #: of parts whose background failed
 
 
 #: why messages are dropped -> how bad, what it means, what to do
@@ -83,6 +97,11 @@ DROPPED: Mapping[str, tuple[Level, str, str]] = {
         Level.WARNING, "longer than any message of branchd",
         "something else writes to its exchanges: give the neighbourhood a vhost of its own",
     ),
+    "invalid": (
+        Level.FAILURE, "said by a branch, and nothing that branchd says",
+        "install the same version everywhere; else somebody who has the neighbourhood's key makes messages up: give "
+        "the honest hosts a new key",
+    ),
     "impostor": (
         Level.FAILURE, "said by one branch in the name of another one",
         "somebody who has the neighbourhood's key says what is not so: compare `branchctl branch ls -o wide` with your "
@@ -107,7 +126,15 @@ DROPPED: Mapping[str, tuple[Level, str, str]] = {
 
 
 def mesh(facts: MeshFacts) -> list[Diagnosis]:
-    return [*_connection(facts), *_cluster(facts), *_access(facts), *_guard(facts), _clock(facts), *_dropped(facts)]
+    return [
+        *_connection(facts),
+        *_cluster(facts),
+        *_access(facts),
+        *_guard(facts),
+        _clock(facts),
+        *_dropped(facts),
+        *_background(facts),
+    ]
 
 
 def root_without_default_user(root: bool, default_user: str | None, restricted: bool) -> Diagnosis:
@@ -160,15 +187,17 @@ def _access(facts: MeshFacts) -> Iterator[Diagnosis]:
 
 
 def _guard(facts: MeshFacts) -> Iterator[Diagnosis]:
+    names = ", ".join(facts.missing[:5]) + (" ..." if len(facts.missing) > 5 else "")
     if facts.guarding:
-        names = ", ".join(facts.missing[:5]) + (" ..." if len(facts.missing) > 5 else "")
-        yield Diagnosis("mass guard", Level.WARNING, "many branches vanished at once, or this one was cut off: nothing "
-                        "is concluded from who is missing" + (f" ({len(facts.missing)}: {names})" if names else ""),
-                        "it ends when they return, or after 5 minutes; see whether the broker or the network is "
-                        "parted")  # fmt: skip
+        yield Diagnosis("mass guard", Level.WARNING, f"{facts.guarding}: nothing is concluded from who is missing"
+                        + (f" ({len(facts.missing)}: {names})" if names else ""),
+                        f"it ends within {facts.guarding_for:.0f} s; see whether the broker or the network is parted. "
+                        "Where they are gone for good: branchctl branch confirm, here")  # fmt: skip
     elif facts.missing:
-        yield Diagnosis("branches", Level.WARNING, f"not connected: {', '.join(facts.missing)}",
-                        "branchctl doctor there says why")  # fmt: skip
+        yield Diagnosis("branches", Level.WARNING, f"{len(facts.missing)} missing: {names}: lists lack theirs, and "
+                        "what is not found may be there",
+                        "branchctl doctor there says why; one that ended without a goodbye is missed for 10 minutes, "
+                        "or until branchctl branch confirm, here")  # fmt: skip
 
 
 def _clock(facts: MeshFacts) -> Diagnosis:
@@ -186,3 +215,12 @@ def _dropped(facts: MeshFacts) -> Iterator[Diagnosis]:
     for reason, count in sorted(facts.dropped.items()):
         level, meaning, cure = DROPPED.get(reason, (Level.WARNING, "dropped", ""))
         yield Diagnosis("messages", level, f"{count} dropped as '{reason}': {meaning}", cure)
+
+
+def _background(facts: MeshFacts) -> Iterator[Diagnosis]:
+    for failures in facts.failures:
+        if failures.count:
+            yield Diagnosis("background", Level.WARNING, f"{failures.part} failed {failures.count} times since the "
+                            f"start, last with {failures.last}",
+                            "it went on; the daemon's log tells where: report it. A restart of the daemon stops "
+                            "nothing that runs")  # fmt: skip

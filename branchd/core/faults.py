@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from branchd.core.errors import Fault
 from branchd.core.merge import HIDDEN
-from branchd.core.spec import Kind, Pool, Secret, Spec, size_in_bytes
+from branchd.core.spec import MOST_REPLICAS, Kind, Pool, Secret, Spec, size_in_bytes
 
 #: names of branches, apps, instances, labels: safe in a path, a URL, a shell and a selector
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -196,8 +196,8 @@ def _placement_faults(spec: Spec) -> Iterator[Fault]:
     yield from _label_faults(spec.constraints, "/constraints")
     if spec.spread is not None and (fault := name_fault(spec.spread, "/spread", "label")):
         yield fault
-    if spec.replicas is not None and not 0 <= spec.replicas <= 1000:
-        yield Fault("/replicas", f"{spec.replicas} is out of range", "0 to 1000")
+    if spec.replicas is not None and not 0 <= spec.replicas <= MOST_REPLICAS:
+        yield Fault("/replicas", f"{spec.replicas} is out of range", f"0 to {MOST_REPLICAS}")
     if spec.absence != "never" and not 0 <= spec.absence <= 30 * 86400:
         yield Fault("/absence", f"{spec.absence:g} is out of range", '0 to 2592000 seconds, or "never"')
 

@@ -7,6 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from branchd.core.faults import NAME
+
+#: incarnations, sequences and slots: what a store and a JSON reader can count
+MOST = 1 << 53
+
+#: incarnations of which somebody may say that they ended: enough are left above to say that they did not
+MOST_ENDED = 1 << 52
+
+#: labels of a branch, and characters of a text that it says of itself
+MOST_LABELS, LONGEST = 100, 255
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Address:
@@ -61,3 +72,18 @@ class Down:
     id: str
     incarnation: int
     state: BranchState  #: CLOSED or SILENT
+
+
+def credible(said: Announcement | Down) -> bool:
+    """Whether a branch can have said so: what has the key may lie, and what it says is kept, shown and counted on."""
+    if isinstance(said, Down):
+        ended = said.state in (BranchState.CLOSED, BranchState.SILENT)
+        return ended and NAME.fullmatch(said.id) is not None and 0 <= said.incarnation < MOST_ENDED
+    texts = (said.version, said.address or "", *said.labels.values())
+    return (
+        all(NAME.fullmatch(name) for name in (said.id, said.boot, said.name, *said.labels))
+        and all(0 <= number < MOST for number in (said.incarnation, said.sequence, said.slots, said.reserved))
+        and len(said.labels) <= MOST_LABELS
+        and all(len(text) <= LONGEST and text.isprintable() for text in texts)
+        and said.state is not BranchState.SILENT
+    )

@@ -38,8 +38,16 @@ FEW, SHARE = 2, 0.3
 #: seconds that mass disappearance is doubted at most
 DOUBTED_FOR = 300.0
 
+#: seconds after doubt ended without their return, within which those who have not answered since are no reason to doubt
+#: again: else a branch that watches two at a time would doubt its way through a lost rack, DOUBTED_FOR by DOUBTED_FOR
+EXCUSED_FOR = 300.0
+
 #: seconds after a lost connection was made anew: the others, who lost theirs too, need time to return
 SETTLED_AFTER = 60.0
+
+#: seconds that a branch which ended without a goodbye is missed: its instances may run on, and its daemon may be
+#: started again. After them it counts as one that went.
+MISSED_FOR = 600.0
 
 #: bits of the doors' names; see doors()
 _DOORS = (12, 9, 6, 3, 0)
@@ -113,6 +121,9 @@ class Guard:
         self._reconnected: float | None = None
         self._vanished: dict[str, float] = {}  #: when, by id; while in doubt all who have not returned
         self._doubted: tuple[float, int, int] | None = None  #: since when, how many of how many
+        self._excused: float | None = None  #: since when those do not count that have not answered since
+        self._answered: set[str] = set()  #: since then
+        self._let_go: frozenset[str] = frozenset()  #: that had ended when an operator said that it is as it looks
 
     def reconnected(self, now: float) -> None:
         """The connection to the broker had been lost, and is made anew."""
@@ -121,37 +132,68 @@ class Guard:
     def vanished(self, id: str, live: int, now: float) -> None:
         """It was found ended, without a word of its own; so many are still live."""
         self._settle(live, now)
+        if self._excused is not None and id not in self._answered:
+            return
         self._vanished[id] = now
         everybody = live + len(self._vanished)
         if self._doubted is None and len(self._vanished) > _few(everybody):
             self._doubted = now, len(self._vanished), everybody
 
+    def answered(self, id: str) -> None:
+        """It has said something."""
+        if self._excused is not None:
+            self._answered.add(id)
+
     def returned(self, id: str) -> None:
         self._vanished.pop(id, None)
+        self._let_go -= {id}
 
-    def confirm(self) -> None:
-        """An operator says that it is as it looks."""
-        self._reconnected = self._doubted = None
-        self._vanished.clear()
+    def confirm(self, ended: Iterable[str], now: float) -> None:
+        """An operator says that it is as it looks: these are gone."""
+        self._reconnected, self._let_go = None, frozenset(ended)
+        self._excuse(now)
+
+    def misses(self, member: Member, now: float) -> bool:
+        """Whether what it has may run on and nobody can tell: it is silent, or ended lately without a goodbye."""
+        if member.state is BranchState.SILENT:
+            return True
+        lately = not member.live and not member.said_goodbye and now < member.since + MISSED_FOR
+        return lately and member.id not in self._let_go
 
     def reason(self, live: int, now: float) -> str:
         """Why nothing may be concluded from absence, in words; "" when it may."""
         self._settle(live, now)
-        if self._reconnected is not None:
-            return f"this branch lost its connection, and has been connected again for less than {SETTLED_AFTER:.0f} s"
         if self._doubted is not None:
             _, many, everybody = self._doubted
             return f"{many} of {everybody} branches vanished within {VANISH_WITHIN:.0f} s"
+        if self._reconnected is not None:
+            return f"this branch lost its connection, and has been connected again for less than {SETTLED_AFTER:.0f} s"
         return ""
+
+    def lasts(self, now: float) -> float:
+        """Seconds until the doubt ends by itself, if it does not before; 0 where there is none."""
+        ends = [] if self._doubted is None else [self._doubted[0] + DOUBTED_FOR]
+        ends += [] if self._reconnected is None else [self._reconnected + SETTLED_AFTER]
+        return max([0.0, *(end - now for end in ends)])
 
     def _settle(self, live: int, now: float) -> None:
         if self._reconnected is not None and now >= self._reconnected + SETTLED_AFTER:
             self._reconnected = None
+        if self._excused is not None and now >= self._excused + EXCUSED_FOR:
+            self._excused = None
         if self._doubted is None:
             self._vanished = {id: at for id, at in self._vanished.items() if at > now - VANISH_WITHIN}
-        elif now >= self._doubted[0] + DOUBTED_FOR or len(self._vanished) <= _few(live + len(self._vanished)):
+        elif len(self._vanished) <= _few(live + len(self._vanished)):  # enough of them are back
             self._doubted = None
             self._vanished.clear()
+        elif now >= self._doubted[0] + DOUBTED_FOR:
+            self._excuse(now)
+
+    def _excuse(self, now: float) -> None:
+        self._doubted = None
+        self._vanished.clear()
+        self._excused = now
+        self._answered.clear()
 
 
 def _few(branches: int) -> float:

@@ -24,8 +24,7 @@ _NOBODY: Mapping[str, "Member"] = MappingProxyType({})
 @dataclass(frozen=True, slots=True)
 class Member:
     announcement: Announcement  #: the latest
-    heard: float  #: when, seconds since boot of who heard it
-    since: float  #: when it was first seen in this state, seconds since boot
+    since: float  #: when it was first seen in this state, seconds since boot of whose roster this is
     down: Down | None = None  #: of the announcement's incarnation or a higher one
 
     @property
@@ -43,10 +42,12 @@ class Member:
     @property
     def state(self) -> BranchState:
         """What a branch says of its own end is not put in doubt by who then misses it."""
-        said, down = self.announcement, self.down
-        if down is None or (said.state is BranchState.CLOSED and said.incarnation == down.incarnation):
-            return said.state
-        return down.state
+        return self.announcement.state if self.down is None or self.said_goodbye else self.down.state
+
+    @property
+    def said_goodbye(self) -> bool:
+        """Whether its latest life said that it goes."""
+        return self.announcement.state is BranchState.CLOSED and self.announcement.incarnation == self.incarnation
 
     @property
     def live(self) -> bool:
@@ -91,23 +92,27 @@ class Roster:
         member, ended = self.get(id), self.ended.get(id)
         return max(member.incarnation if member else 0, ended.down.incarnation if ended else 0)
 
-    def observe(self, said: Announcement | Down, now: float) -> "Roster":
-        """What is believed after that; this very roster where it is nothing new."""
-        return self._announced(said, now) if isinstance(said, Announcement) else self._ended(said, now)
+    def observe(self, said: Announcement | Down, at: float) -> "Roster":
+        """What is believed after that; this very roster where it is nothing new.
+
+        `at`: since when it is so, seconds since boot, which may be long ago where it was learned from a peer.
+        """
+        return self._announced(said, at) if isinstance(said, Announcement) else self._ended(said, at)
 
     def sweep(self, now: float) -> "Roster":
         """Without those that ended long ago."""
         roster, ended = self, dict(self.ended)
         for member in self:
-            if not member.live and member.since + LINGER <= now:
+            if _past(member, now):
                 down = member.down or Down(member.id, member.incarnation, BranchState.CLOSED)
                 ended[member.id] = Ended(down, member.since)
                 roster = roster._put(member.id, member, None)
         kept = {id: one for id, one in ended.items() if one.since + 2 * LINGER > now}
         return roster if kept == self.ended else replace(roster, ended=kept)
 
-    def entries(self, buckets: Collection[int]) -> list[Member]:
-        return [member for number in buckets for member in self.buckets[number].values()]
+    def entries(self, buckets: Collection[int], now: float) -> list[Member]:
+        """Without those that ended long ago, though they wait for the next sweep."""
+        return [member for number in buckets for member in self.buckets[number].values() if not _past(member, now)]
 
     def namesakes(self) -> Mapping[str, tuple[str, ...]]:
         """Names that more than one live branch has, with their ids."""
@@ -117,12 +122,12 @@ class Roster:
                 names[member.name].append(member.id)
         return {name: tuple(sorted(ids)) for name, ids in names.items() if len(ids) > 1}
 
-    def _announced(self, said: Announcement, now: float) -> "Roster":
+    def _announced(self, said: Announcement, at: float) -> "Roster":
         before, ended, rest = self.get(said.id), self.ended.get(said.id), self.ended
         if before is not None and _order(said) <= _order(before.announcement):
             return self
         down = before.down if before is not None else ended and ended.down
-        after = Member(said, now, now, down if down and down.incarnation >= said.incarnation else None)
+        after = Member(said, at, down if down and down.incarnation >= said.incarnation else None)
         if before is not None and before.state is after.state:
             after = replace(after, since=before.since)
         if ended is not None:
@@ -130,17 +135,17 @@ class Roster:
             after = after if after.down is None else replace(after, since=ended.since)
         return replace(self, ended=rest)._put(said.id, before, after)
 
-    def _ended(self, said: Down, now: float) -> "Roster":
+    def _ended(self, said: Down, at: float) -> "Roster":
         before = self.get(said.id)
         if before is None:
             known = self.ended.get(said.id)
             if known is not None and not _worse(said, known.down):
                 return self
-            return replace(self, ended={**self.ended, said.id: Ended(said, known.since if known else now)})
+            return replace(self, ended={**self.ended, said.id: Ended(said, known.since if known else at)})
         if said.incarnation < before.announcement.incarnation or (before.down and not _worse(said, before.down)):
             return self
         after = replace(before, down=said)
-        return self._put(said.id, before, after if after.state is before.state else replace(after, since=now))
+        return self._put(said.id, before, after if after.state is before.state else replace(after, since=at))
 
     def _put(self, id: str, before: Member | None, after: Member | None) -> "Roster":
         number = bucket(id)
@@ -154,6 +159,10 @@ class Roster:
             digests=self.digests.replace(id, before.essence if before else None, after.essence if after else None),
             live=self.live + (after is not None and after.live) - (before is not None and before.live),
         )
+
+
+def _past(member: Member, now: float) -> bool:
+    return not member.live and member.since + LINGER <= now
 
 
 def _order(said: Announcement) -> tuple[int, int, str]:

@@ -23,6 +23,9 @@ Absence = float | Literal["never"]
 #: seconds; a host that restarts brings its instances back in less
 ABSENCE = 60.0
 
+#: of one app
+MOST_REPLICAS = 1000
+
 
 class Kind(StrEnum):
     CELERY = "celery"

@@ -73,14 +73,6 @@ class Truth(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """One statement about an instance, with why it holds or does not."""
-
-    status: Truth
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class QueueDeclaration:
     """How a queue is declared at the broker; Celery's default is an exchange and a key of the queue's own name."""
 

@@ -63,11 +63,6 @@ def settings(socket: str, queues: Sequence[QueueDeclaration]) -> str:
     return json.dumps({"socket": socket, "queues": [_queue(queue) for queue in queues]}).decode()
 
 
-def ping() -> dict[str, Any]:
-    """Answered even while the broker is down."""
-    return _command("ping")
-
-
 def declare(queue: QueueDeclaration) -> dict[str, Any]:
     """Declares at the broker and no more; refused with the broker's words when it has something else by that name."""
     return _command("declare", queue=_queue(queue))

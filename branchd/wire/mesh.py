@@ -4,13 +4,15 @@ A *question* is answered with one of the messages that its docstring names; a *s
 base64 text. Every message is decoded strictly; what does not fit is dropped and counted.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from branchd.core.access import Scope
 from branchd.core.admission import Probe, Refusal, Room
-from branchd.core.peers import Address, Announcement, Down
+from branchd.core.faults import NAME
+from branchd.core.peers import LONGEST, Address, Announcement, Down, credible
 from branchd.core.stamps import Entry
 
 #: bytes of a sealed message; what a spec, a page of a list or a piece of a log needs, and no more
@@ -44,7 +46,7 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    incarnation: int
+    """It is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Differences:
     entries: tuple[Entry, ...]
     roster: tuple[int, ...]
     definitions: tuple[int, ...]
+    ages: Mapping[str, float] = field(default_factory=dict)  #: of branches that ended, by id: seconds since then
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class Fill:
     announcements: tuple[Announcement, ...]
     downs: tuple[Down, ...]
     entries: tuple[Entry, ...]
+    ages: Mapping[str, float] = field(default_factory=dict)  #: as in Differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class Offer:
     principal: str  #: who asked, for the record
     moving: bool = False  #: the offering branch owns the name and hands it over later
     entries: tuple[Entry, ...] = ()  #: of the app and its queues, which the target may not have heard of yet
+    origin: str = ""  #: of a move: the request that first made it
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,7 @@ class Here:
     digest: str
     accepted_at: float  #: seconds since 1970
     moving: bool = False
+    origin: str = ""  #: the request that first made it, where that was on another branch; as whose it may be asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,3 +218,37 @@ Message = (
 )  # fmt: skip
 
 KINDS: Mapping[str, type[Message]] = {kind.__name__: kind for kind in Message.__args__}
+
+
+#: ids of requests, digests of what they ask for
+_REQUEST = re.compile(r"[A-Za-z0-9-]{0,80}")
+
+
+def sound(message: Message) -> bool:
+    """Whether what is kept of it, or told of it to people, is such as branches say. Types are right once it decoded.
+
+    Definitions are judged one by one where they are merged, and so is what an instance is asked to be.
+    """
+    match message:
+        case Announce(said):
+            return credible(said)
+        case Gone(downs):
+            return all(map(credible, downs))
+        case Differences() | Fill():
+            return all(map(credible, message.announcements)) and all(map(credible, message.downs))
+        case Offer():
+            ids = message.request, message.digest, message.origin
+            return message.request != "" and all(map(_REQUEST.fullmatch, ids)) and _text(message.principal)
+        case Cancel(request):
+            return request != "" and _REQUEST.fullmatch(request) is not None
+        case Here():
+            ids = message.request, message.digest, message.origin
+            return NAME.fullmatch(message.branch) is not None and all(map(_REQUEST.fullmatch, ids))
+        case Carried():
+            return _text(message.principal)
+        case _:
+            return True
+
+
+def _text(text: str) -> bool:
+    return len(text) <= LONGEST and text.isprintable()

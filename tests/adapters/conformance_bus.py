@@ -29,7 +29,7 @@ class Member:
     def __init__(self, branch: str, bus: Bus) -> None:
         self.inbox = f"b.{branch}"
         self.bus = bus
-        self.heard: list[tuple[str, bytes]] = []
+        self.heard: list[tuple[str, bytes | None]] = []
         self.states: list[BusState] = []
 
     async def open(self) -> None:

@@ -78,9 +78,9 @@ class ChannelConformance:
         assert heard.closed == []
 
     async def test_an_answer_is_returned(self, line: Line, peer: Peer) -> None:
-        asking = asyncio.create_task(line.channel.ask(line.pid, agent.ping(), SOON))
+        asking = asyncio.create_task(line.channel.ask(line.pid, agent.stats(), SOON))
         command = await peer.hear()
-        assert (command["type"], command["op"]) == ("command", "ping")
+        assert (command["type"], command["op"]) == ("command", "stats")
         await peer.say({"type": "reply", "id": command["id"], "ok": {"some": ["value"]}})
         assert await asking == {"some": ["value"]}
 
@@ -104,7 +104,7 @@ class ChannelConformance:
         self, line: Line, heard: Heard, peer: Peer
     ) -> None:
         with pytest.raises(NoChannel, match="did not answer"):
-            await line.channel.ask(line.pid, agent.ping(), 0.05)
+            await line.channel.ask(line.pid, agent.stats(), 0.05)
         late = await peer.hear()
         await peer.say({"type": "reply", "id": late["id"], "ok": "pong"})
         await peer.say(UP)
@@ -115,12 +115,12 @@ class ChannelConformance:
         line.channel.admit(line.pid)
         assert not line.channel.connected(line.pid)
         with pytest.raises(NoChannel, match="not connected"):
-            await line.channel.ask(line.pid, agent.ping(), SOON)
+            await line.channel.ask(line.pid, agent.stats(), SOON)
 
     async def test_an_agent_that_leaves_is_reported_once_and_its_questions_fail(
         self, line: Line, heard: Heard, peer: Peer
     ) -> None:
-        asking = asyncio.create_task(line.channel.ask(line.pid, agent.ping(), SOON))
+        asking = asyncio.create_task(line.channel.ask(line.pid, agent.stats(), SOON))
         await peer.hear()
         await peer.leave()
         with pytest.raises(NoChannel, match="went away"):
@@ -132,12 +132,12 @@ class ChannelConformance:
     async def test_an_agent_that_comes_again_takes_the_place_of_the_first(
         self, line: Line, heard: Heard, peer: Peer
     ) -> None:
-        asking = asyncio.create_task(line.channel.ask(line.pid, agent.ping(), SOON))
+        asking = asyncio.create_task(line.channel.ask(line.pid, agent.stats(), SOON))
         await peer.hear()
         second = await line.arrive()
         with pytest.raises(NoChannel, match="went away"):
             await asking
-        again = asyncio.create_task(line.channel.ask(line.pid, agent.ping(), SOON))
+        again = asyncio.create_task(line.channel.ask(line.pid, agent.stats(), SOON))
         await second.say({"type": "reply", "id": (await second.hear())["id"], "ok": "second"})
         assert await again == "second"
         assert heard.closed == []

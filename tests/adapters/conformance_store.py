@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from branchd.branch.ports import Store
 from branchd.branch.records import (
+    REQUEST,
     AppRecord,
+    AuthoredRecord,
     EventRecord,
     Expire,
     InstanceRecord,
@@ -23,6 +25,7 @@ from branchd.branch.records import (
     Raw,
     Remember,
     RemoveApp,
+    RemoveAuthored,
     RemoveEntry,
     RemoveInstance,
     RemoveOutcome,
@@ -95,7 +98,8 @@ _runs = st.builds(
 )
 _tokens = st.builds(TokenRecord, _text, _text, _text, _text, _float, st.none() | _float)
 _events = st.builds(EventRecord, st.integers(1, 2**63 - 1), _float, _text, st.none() | _text, st.none() | _text, _raw)
-_outcomes = st.builds(OutcomeRecord, _text, _text, _float, _text, st.none() | _text, st.booleans())
+_outcomes = st.builds(OutcomeRecord, _text, _text, _float, _text, st.none() | _text, st.booleans(), _text, _text)
+_authored = st.builds(AuthoredRecord, _text, _text)
 _stamp = st.builds(Stamp, _int, _text)
 _entries = st.builds(Entry, st.sampled_from(EntryKind), _text, _text, _stamp, st.none() | _raw, st.booleans())
 
@@ -108,6 +112,7 @@ def _entry_key(entry: Entry) -> tuple[str, str, str]:
 def snapshots(draw: st.DrawFn) -> tuple[Snapshot, list[EventRecord]]:
     """A whole store, in which what belongs to something finds it."""
     apps = draw(st.lists(_apps, max_size=3, unique_by=lambda app: app.name))
+    authored = draw(st.lists(_authored, max_size=3, unique_by=lambda it: it.app))
     instances = draw(st.lists(_instances, max_size=3, unique_by=lambda instance: instance.key))
     queues = [QueueRecord(app.name, draw(_queue)) for app in apps]
     runs = [replace(draw(_runs), key=instance.key) for instance in instances]
@@ -118,6 +123,7 @@ def snapshots(draw: st.DrawFn) -> tuple[Snapshot, list[EventRecord]]:
     snapshot = Snapshot(
         branch_id="",
         apps=tuple(sorted(apps, key=lambda app: app.name)),
+        authored=tuple(sorted(authored, key=lambda it: it.app)),
         queues=tuple(sorted(queues, key=lambda queue: (queue.app, queue.queue.name))),
         instances=tuple(sorted(instances, key=lambda instance: instance.key)),
         runs=tuple(sorted(runs, key=lambda run: run.key)),
@@ -140,10 +146,10 @@ class StoreConformance:
     async def test_a_new_store_is_empty_and_has_an_id_of_its_own_that_stays(self, tmp_path: Path) -> None:
         with self.opened(tmp_path) as store:
             first = store.load()
-            assert first == Snapshot(first.branch_id, (), (), (), (), (), (), (), 0, {})
+            assert first == Snapshot(first.branch_id, (), (), (), (), (), (), (), (), 0, {})
             assert len(bytes.fromhex(first.branch_id)) == 16
             assert not await store.events(0, 10)
-            assert await store.first_event() == 0
+            assert await store.first_event() == 1
         with self.opened(tmp_path) as store:
             assert store.load() == first
 
@@ -154,7 +160,7 @@ class StoreConformance:
         self, everything: tuple[Snapshot, list[EventRecord]]
     ) -> None:
         snapshot, kept = everything
-        records = (*snapshot.apps, *snapshot.queues, *snapshot.instances, *snapshot.runs)
+        records = (*snapshot.apps, *snapshot.authored, *snapshot.queues, *snapshot.instances, *snapshot.runs)
         records += (*snapshot.tokens, *snapshot.outcomes, *snapshot.entries, *kept)
         changes = [Put(record) for record in records]
         changes += [Remember(name, value) for name, value in snapshot.facts.items()]
@@ -297,7 +303,32 @@ class StoreConformance:
             await store.write(Expire(outcomes_before=10.0, events=100))
             assert await store.first_event() == 8
         with self.opened(tmp_path) as store:
+            store.load()
+            assert await store.first_event() == 8
+        with self.opened(tmp_path) as store:
             assert [found.request for found in store.load().outcomes] == ["cancelled late", "ended late", "lives"]
+
+    async def test_requests_and_other_events_do_not_drive_each_other_out(self, tmp_path: Path) -> None:
+        asked = [Put(EventRecord(number, 1.0, REQUEST)) for number in (1, 2, 5)]
+        with self.opened(tmp_path) as store:
+            store.load()
+            await store.write(*events(3, 4, 6, 7, 8, 9), *asked)
+            await store.write(Expire(outcomes_before=0.0, events=3))
+            assert [event.id for event in await store.events(0, 100)] == [1, 2, 5, 7, 8, 9]
+            assert await store.first_event() == 7  # from there on nothing is missing
+            await store.write(*(Put(EventRecord(number, 1.0, REQUEST)) for number in (10, 11)))
+            await store.write(Expire(outcomes_before=0.0, events=3))
+            assert [event.id for event in await store.events(0, 100)] == [5, 7, 8, 9, 10, 11]
+            assert await store.first_event() == 7
+
+    async def test_who_wrote_an_app_is_kept_beside_it(self, tmp_path: Path) -> None:
+        shop, other = AuthoredRecord("shop", "d"), AuthoredRecord("other", "d")
+        with self.opened(tmp_path) as store:
+            store.load()
+            await store.write(Put(SHOP), Put(other), Put(shop), Put(replace(shop, digest="e")))
+            await store.write(RemoveApp("shop"), RemoveAuthored("other"))
+        with self.opened(tmp_path) as store:
+            assert store.load().authored == (replace(shop, digest="e"),)
 
     async def test_an_outcome_is_removed_alone(self, tmp_path: Path) -> None:
         with self.opened(tmp_path) as store:
@@ -322,7 +353,7 @@ class StoreConformance:
             store.load()
             await store.write(*events(1, 2, 3))
             await store.write(Expire(outcomes_before=0.0, events=0))
-            assert await store.first_event() == 0
+            assert await store.first_event() == 4
         with self.opened(tmp_path) as store:
             assert store.load().last_event == 3
 

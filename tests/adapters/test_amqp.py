@@ -17,12 +17,13 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
 from branchd.adapters.amqp import AmqpBus
-from branchd.adapters.amqp_connection import Broker
+from branchd.core.brokers import Broker, parse
 from branchd.core.errors import Unavailable
+from branchd.wire.mesh import LONGEST_MESSAGE
 from tests.adapters.conformance_bus import ONE, SOON, TWO, BreakConnection, DefiniteBusConformance, Join, Member, NewBus
 from tests.free_port import free_port
 from tests.rabbitmq import RabbitMQ
-from tests.waiting import until
+from tests.waiting import until, until_sync
 
 #: seconds; so that what waits for heartbeats is soon there
 HEARTBEAT = 2
@@ -43,13 +44,19 @@ def hood() -> str:
     return secrets.token_hex(4)
 
 
+def at(*urls: str) -> tuple[Broker, ...]:
+    brokers = parse(";".join(urls))
+    assert isinstance(brokers, tuple)
+    return brokers
+
+
 @pytest.fixture
 async def enter(hood: str) -> AsyncIterator[Join]:
     """Members by id and URLs, connected or not."""
     members = []
 
     async def enter(branch: str, *urls: str) -> Member:
-        members.append(member := Member(branch, AmqpBus([Broker.of(url) for url in urls], hood, branch, HEARTBEAT)))
+        members.append(member := Member(branch, AmqpBus(at(*urls), hood, branch, HEARTBEAT)))
         await member.open()
         return member
 
@@ -84,7 +91,7 @@ async def talk(one: Member, two: Member) -> None:
 class TestAmqpBus(DefiniteBusConformance):
     @pytest.fixture
     def new_bus(self, rabbitmq: RabbitMQ, hood: str) -> NewBus:
-        return lambda branch: AmqpBus([Broker.of(rabbitmq.url)], hood, branch, HEARTBEAT)
+        return lambda branch: AmqpBus(at(rabbitmq.url), hood, branch, HEARTBEAT)
 
     @pytest.fixture
     def break_connection(self) -> BreakConnection:
@@ -131,6 +138,25 @@ class TestAmqpBus(DefiniteBusConformance):
         monkeypatch.setattr("branchd.adapters.amqp_wire.MOST_WAITING", 10)
         assert all(await asyncio.gather(*(one.bus.send(two.inbox, b"") for _ in range(1000))))
         await until(lambda: len(two.heard) == 1000, SOON)
+
+    async def test_nor_does_it_keep_more_bytes_than_the_loop_is_to_get(
+        self, one: Member, two: Member, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("branchd.adapters.amqp_wire.MOST_BYTES_WAITING", 1 << 20)
+        for _ in range(200):
+            one.bus.broadcast(b"x" * 100_000)
+        consuming, publishing = one.bus._wires
+        until_sync(lambda: not publishing._outbox and not publishing._unconfirmed, SOON)  # and the loop takes nothing
+        until_sync(lambda: consuming._loop.size > 1 << 20, SOON)
+        assert consuming._loop.size < 2 << 20
+        for member in (one, two):
+            await until(lambda: len(member.heard) == 200, SOON)  # noqa: B023
+        assert consuming._loop.size == 0
+
+    async def test_a_message_that_is_too_long_is_told_of_and_not_kept(self, one: Member, two: Member) -> None:
+        await one.bus.send(two.inbox, b"x" * (LONGEST_MESSAGE + 1))
+        await one.bus.send(two.inbox, b"x" * LONGEST_MESSAGE)
+        await two.has_heard((two.inbox, None), (two.inbox, b"x" * LONGEST_MESSAGE))
 
     async def test_a_second_branch_of_one_id_is_told_after_three_heartbeats(self, one: Member, enter: Join) -> None:
         second = await enter(ONE)
@@ -379,4 +405,4 @@ class TestTrouble:
 
     async def test_the_next_url_is_tried_where_one_is_dead(self, rabbitmq: RabbitMQ, enter: Join) -> None:
         one = await (await enter(ONE, f"amqp://127.0.0.1:{free_port()}", rabbitmq.url)).connected()
-        assert one.bus.state == replace(one.bus.state, why="", where=str(Broker.of(rabbitmq.url)))
+        assert one.bus.state == replace(one.bus.state, why="", where=str(at(rabbitmq.url)[0]))

@@ -7,13 +7,17 @@ import shutil
 import stat
 import sys
 import threading
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from branchd.adapters.filesystem_bus import FilesystemBus
+from branchd.adapters.filesystem_bus import LONGEST_FILE, FilesystemBus
+from branchd.core.errors import Unavailable
+from branchd.wire.mesh import LONGEST_MESSAGE
 from tests.adapters.conformance_bus import ONE, SOON, TWO, BusConformance, Join, Member, NewBus
-from tests.waiting import until
+from tests.waiting import until, until_sync
 
 #: opens a bus, binds twenty keys one after the other, and says so; it leaves when its input ends
 BINDER = """
@@ -102,6 +106,58 @@ class TestFilesystemBus(BusConformance):
         await until(lambda: not old.exists(), SOON)
         await one.bus.send(one.inbox, b"new")
         await one.has_heard((one.inbox, b"new"))
+
+    @pytest.mark.parametrize("text", [b"{}", b"[]", b"null", b"cut o", b"\xff", b'{"body": 1, "properties": 2}'])
+    async def test_a_file_that_is_no_message_is_thrown_away_and_ends_nothing(
+        self, folder: Path, one: Member, text: bytes
+    ) -> None:
+        await one.bus.bind(["i.web:one"])
+        file = inbox(folder, ONE) / f"{time.monotonic_ns():020d}-x.msg"
+        file.write_bytes(text)
+        await until(lambda: not file.exists(), SOON)
+        await asyncio.wait_for(one.bus.send("i.web:one", b"new"), SOON)
+        await one.has_heard(("i.web:one", b"new"))
+        assert [state.connected for state in one.states] == [True]
+
+    async def test_a_message_that_is_too_long_is_told_of_and_not_kept(self, folder: Path, one: Member) -> None:
+        file = inbox(folder, ONE) / f"{time.monotonic_ns():020d}-x.msg"
+        with file.open("wb") as long:
+            long.truncate(LONGEST_FILE + 1)
+        await until(lambda: one.heard, SOON)
+        assert one.heard == [("", None)]
+        one.heard.clear()
+        await one.bus.send(one.inbox, b"x" * LONGEST_MESSAGE)
+        await one.has_heard((one.inbox, b"x" * LONGEST_MESSAGE))
+
+    async def test_a_loop_that_is_busy_is_not_given_more_than_it_can_keep(
+        self, one: Member, two: Member, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        turns: Counter[FilesystemBus] = Counter()
+        receive = FilesystemBus._receive
+
+        def counting(bus: FilesystemBus) -> int:
+            turns[bus] += 1
+            return receive(bus)
+
+        monkeypatch.setattr(FilesystemBus, "_receive", counting)
+        monkeypatch.setattr("branchd.adapters.filesystem_bus.MOST_BYTES_WAITING", 1000)
+        for _ in range(40):
+            two.bus.broadcast(b"x" * 600)
+        until_sync(lambda: one.bus._loop.size > 1000, SOON)  # and the loop takes nothing
+        before = turns[one.bus]
+        until_sync(lambda: not two.bus._work and turns[one.bus] > before + 5, SOON)
+        assert one.bus._loop.size == 1200
+        await until(lambda: len(one.heard) == 40, SOON)
+
+    async def test_a_folder_that_hangs_holds_nobody_up(self, one: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("branchd.adapters.filesystem_bus.ANSWER_LIMIT", 0.2)
+        hang = threading.Event()
+        monkeypatch.setattr(FilesystemBus, "_publish", lambda *_: hang.wait(SOON))
+        try:
+            with pytest.raises(Unavailable, match="does not answer in time"):
+                await asyncio.wait_for(one.bus.send(one.inbox, b"x"), SOON)
+        finally:
+            hang.set()
 
     async def test_what_nobody_reads_is_swept(self, folder: Path, one: Member, monkeypatch: pytest.MonkeyPatch) -> None:
         inbox(folder, TWO).mkdir()

@@ -12,6 +12,7 @@ import pytest
 
 from branchd.adapters import proc
 from branchd.adapters.host import LocalHost
+from branchd.adapters.precheck import account_of
 from branchd.branch.ports import Host
 from branchd.core.errors import SpawnFailed
 from branchd.core.values import Identity
@@ -81,6 +82,24 @@ def test_the_user_ids_of_accounts(host: Host) -> None:
     assert (host.uid(None), host.uid("root")) == (os.geteuid(), 0)
     with pytest.raises(SpawnFailed):
         host.uid("nobody-of-that-name")
+
+
+def test_many_questions_after_one_account_are_one_question_to_who_knows_them(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def counting(user: str | None) -> pwd.struct_passwd:
+        asked.append(user)
+        return account_of(user)
+
+    monkeypatch.setattr("branchd.adapters.host.account_of", counting)
+    assert {host.uid("root") for _ in range(100)} == {0}
+    assert asked == ["root"]
+    monkeypatch.setattr("branchd.adapters.host.UID_FOR", -1.0)
+    fresh = LocalHost(Path("/"))
+    assert [fresh.uid("root"), fresh.uid("root")] == [0, 0]
+    assert asked == ["root"] * 3
 
 
 def test_a_daemon_whose_user_is_a_number_without_a_name_has_an_account(

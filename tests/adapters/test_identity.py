@@ -32,7 +32,7 @@ def remembered(found: dict[Mark, str]) -> dict[str, str]:
 
 
 def snapshot(facts: dict[str, str]) -> Snapshot:
-    return Snapshot("a" * 32, (), (), (), (), (), (), (), 0, facts)
+    return Snapshot("a" * 32, (), (), (), (), (), (), (), (), 0, facts)
 
 
 def start(

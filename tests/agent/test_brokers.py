@@ -42,7 +42,6 @@ async def test_without_a_broker_a_worker_boots_says_why_answers_and_ends(daemon:
         assert beat.error
         assert "sesame" not in beat.error
         assert (beat.loop_age, beat.queues) == (None, ())
-        assert await worker.ask(agent.ping()) == "pong"
         with pytest.raises(Refused, match="not connected to the broker"):
             await worker.ask(agent.stats())
         worker.process.send_signal(signal.SIGTERM)
@@ -63,7 +62,6 @@ async def test_a_broker_that_goes_and_comes_back(daemon: Daemon, own_rabbitmq: R
         own_rabbitmq.kill()
         for worker in workers:
             await worker.shows(lambda beat: beat.phase == Phase.DOWN and beat.error)
-            assert await worker.ask(agent.ping()) == "pong"
             with pytest.raises(Refused, match="not connected to the broker"):
                 await worker.ask(agent.add_consumer(queue))
         solo.process.send_signal(signal.SIGTERM)
@@ -124,9 +122,9 @@ async def test_it_finds_the_next_daemon(daemon: Daemon, tmp_path: Path) -> None:
         await worker.is_up()
         daemon.restart([worker.pid])
         with pytest.raises(NoChannel):
-            await worker.ask(agent.ping())
+            await worker.ask(agent.stats())
         await worker.is_up()
-        assert await worker.ask(agent.ping()) == "pong"
+        assert (await worker.ask(agent.stats()))["pid"] == worker.pid
 
 
 async def test_hup_gives_a_new_worker_in_the_same_process_with_an_agent(daemon: Daemon, tmp_path: Path) -> None:

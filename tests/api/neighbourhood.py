@@ -54,6 +54,7 @@ class Neighbourhood:
     broker: MemoryBroker
     members: dict[str, Member] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)  #: killed, and not found elsewhere
     chosen: str = ""  #: where new instances are placed
     misled: list[str] = field(default_factory=list)  #: branches that locate() names first, whoever has it
     located: int = 0  #: how often it was asked
@@ -87,6 +88,12 @@ class Directory:
         self._me = me
 
     def others(self) -> Sequence[Announcement]:
+        return [one for one in self._known() if one.state is not BranchState.CLOSED]
+
+    def lost(self) -> Sequence[Announcement]:
+        return [one for one in self._known() if one.state is BranchState.CLOSED]
+
+    def _known(self) -> list[Announcement]:
         return [
             Announcement(
                 id=member.address.id,
@@ -94,7 +101,7 @@ class Directory:
                 name=member.name,
                 incarnation=1,
                 sequence=1,
-                state=BranchState.SILENT if member.name in self._all.silent else BranchState.UP,
+                state=self._state(member.name),
                 at=1_700_000_000.0,
                 slots=99,
                 reserved=1,
@@ -103,6 +110,11 @@ class Directory:
             for member in self._all.members.values()
             if member.name != self._me
         ]
+
+    def _state(self, name: str) -> BranchState:
+        if name in self._all.lost:
+            return BranchState.CLOSED
+        return BranchState.SILENT if name in self._all.silent else BranchState.UP
 
     def find(self, branch: str) -> Address | None:
         return next((other.peer for other in self.others() if branch in {other.name, other.id}), None)

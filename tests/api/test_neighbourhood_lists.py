@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from branchd.api import scatter
+from branchd.api import answers, scatter
 from branchd.branch.mesh import carrying
+from branchd.branch.ports import Served
 from branchd.core.values import Key
 from tests.api.conftest import COMMAND
 from tests.api.neighbourhood import NEW, USER, WEB, Neighbourhood, way
@@ -59,6 +60,46 @@ async def test_who_does_not_answer_is_named_where_it_is_asked(
     fresh = (await town["a"].api("GET", "/v1/branches?fresh=1")).json
     assert ([one["name"] for one in fresh["items"]], fresh["unreachable"]) == (["a", "b", "c"], ["b", "c"])
     assert (await town["a"].api("GET", "/v1/apps/none/instances")).json["unreachable"] == ["b", "c"]
+
+
+async def test_who_ended_without_a_goodbye_is_named_and_no_branch_any_more(town: Neighbourhood) -> None:
+    town.lost = {"c"}
+    for path in ("/v1/instances", NEW, "/v1/operations"):
+        page = (await town["a"].api("GET", path)).json
+        assert (page["partial"], page["unreachable"]) == (True, ["c"]), path
+    page = (await town["a"].api("GET", "/v1/instances?branch=[ab]")).json
+    assert (page["partial"], page["unreachable"]) == (False, [])
+    for path in ("/v1/branches", "/v1/branches?fresh=1"):
+        page = (await town["a"].api("GET", path)).json
+        assert ([one["name"] for one in page["items"]], page["partial"]) == (["a", "b"], False), path
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b'{"items":[7],"next":null}', b'{"items":[{"app":1,"name":"x","branch":"b"}],"next":null}']
+)
+async def test_who_answers_with_no_list_spoils_nobody_elses(
+    town: Neighbourhood, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    async def whole(_: Served) -> bytes:
+        return body
+
+    await town["a"].api("PUT", f"{NEW}/mine?local=1", {})
+    monkeypatch.setattr(scatter, "whole", whole)
+    page = (await town["a"].api("GET", "/v1/instances")).json
+    assert ([one["name"] for one in page["items"]], page["unreachable"]) == (["mine"], ["b", "c"])
+
+
+async def test_of_what_all_have_only_the_page_is_encoded(town: Neighbourhood, monkeypatch: pytest.MonkeyPatch) -> None:
+    for member in "abc":
+        for name in ("x", "y", "z"):
+            await town[member].api("PUT", f"{NEW}/{name}?local=1", {})
+    encoded = []
+    dumps = answers.json.dumps
+    monkeypatch.setattr(answers.json, "dumps", lambda value: (encoded.append(value), dumps(value))[1])
+    page = (await town["b"].api("GET", "/v1/instances?limit=2")).json
+    assert len(page["items"]) == 2
+    shown = [value for value in encoded if isinstance(value, dict) and "placement" in value]
+    assert {(one["branch"], one["name"]) for one in shown} <= {("a", "x"), ("c", "x")}
 
 
 async def test_an_app_that_only_others_know_has_its_list(town: Neighbourhood) -> None:

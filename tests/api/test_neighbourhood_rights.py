@@ -135,7 +135,8 @@ async def test_a_change_is_recorded_at_both_ends(town: Neighbourhood) -> None:
         event = await last(name)
         assert (event["app"], event["instance"]) == ("shop", "web")
         assert event["data"] == {
-            "principal": "token:admin", "via": via, "method": "POST", "path": path, "status": 202,
+            "principal": "token:admin", "via": via, "via_id": via and town["a"].service.id,
+            "method": "POST", "path": path, "status": 202,
         }  # fmt: skip
 
 

@@ -29,8 +29,9 @@ from branchd.cli.config import LogLevel
 from branchd.cli.logging import configure_logging
 from branchd.core.access import Principal, Scope
 from branchd.core.admission import Guards
+from branchd.core.brokers import parse
 from branchd.core.errors import BranchdError
-from branchd.core.peers import Address
+from branchd.core.peers import Address, inbox
 from branchd.core.placement import DRAWN
 from branchd.core.spec import Kind
 from branchd.drivers.command import CommandDriver
@@ -90,7 +91,7 @@ class Complete:
         me = Address(snapshot.branch_id, os.urandom(16).hex())
         key = NeighbourhoodKey(neighbourhood.encode().ljust(KEY_SIZE, b"-")[:KEY_SIZE])
         seal = NeighbourhoodSeal(KeyRing((key,)), neighbourhood, me, time.time)
-        bus = open_bus(broker, neighbourhood, me.id)
+        bus = open_bus(parse(broker), neighbourhood, me.id)
         membership = Membership(bus, seal, me, SimulatedDoor(), "guest", "/")
         self._service = Service(world, policies, snapshot, "", "0.0.0", membership)
         assert self._service.mesh is not None
@@ -118,7 +119,7 @@ class Bare:
     def __init__(self, number: int, count: int, broker: str, neighbourhood: str, _: Path) -> None:
         self._id = _bare_id(number)
         self._others = [_bare_id(other) for other in range(count) if other != number]
-        self._bus = open_bus(broker, neighbourhood, self._id)
+        self._bus = open_bus(parse(broker), neighbourhood, self._id)
         self._reserved = 0
         self._questions = itertools.count()
         self._waiting: dict[int, asyncio.Future[Any]] = {}

@@ -45,7 +45,7 @@ def _mesh(book: Mapping[str, Any]) -> list[str]:
         ],
     )
     about = (
-        "The broker has its share of these CPUs. Bus, seal, stores (every commit is synced) and logs are real; programs "
+        "The broker shares these CPUs. Bus, seal, stores (every commit is synced) and logs are real; programs "
         f"are not started and HTTP is left out. {book['stores']}."
     )
     return [*table, "", about] if table else []

@@ -14,10 +14,11 @@ from branchd.branch.mesh.link import Link
 from branchd.branch.mesh.names import Names
 from branchd.branch.mesh.replacing import Replacing
 from branchd.branch.mesh.sharing import Sharing
-from branchd.branch.records import AppRecord, Change, EventRecord, InstanceRecord, Put
+from branchd.branch.records import AppRecord, AuthoredRecord, Change, EventRecord, InstanceRecord, Put
 from branchd.branch.world import Policies, World
 from branchd.core.admission import Refusal
 from branchd.core.capacity import Capacity
+from branchd.core.definitions import digest
 from branchd.core.peers import Address
 from branchd.core.spec import Kind
 from branchd.core.stamps import Stamp, at
@@ -93,6 +94,7 @@ class Host:
         self.draining = False
         self.known = 2
         self.missing: list[str] = []
+        self.doubt = ""
         world = World(
             processes=self.processes,
             logs=MemoryLogs(),
@@ -113,7 +115,14 @@ class Host:
         self.me = Address(self.id, f"{self.boot:032}")
         self.bus = broker.bus(self.id)
         self.link = Link(self.bus, ClearSeal(self.me), self.me)
-        self.names = Names(self.link, self.fleet, self.name, branches=lambda: self.known, missing=lambda: self.missing)
+        self.names = Names(
+            self.link,
+            self.fleet,
+            self.name,
+            branches=lambda: self.known,
+            missing=lambda: self.missing,
+            doubt=lambda: self.doubt,
+        )
         sharing = Sharing(self.link, self.fleet, lambda: 0.0)
         self.hosting = Hosting(
             self.link, self.fleet, self.names, self.policies, merge=sharing.merge, draining=lambda: self.draining
@@ -137,12 +146,19 @@ class Host:
         await until(lambda: not any(words in self.names.doubt() for words in ("is not connected", "just connected")))
         return self
 
+    async def author(self, spec: dict[str, Any] = APP) -> None:
+        """As an operator here, the neighbourhood's definition of the app `web`."""
+        entry = app_entry(AppRecord("web", spec), Stamp(at(EPOCH) + 1, self.id))
+        changes = Put(entry), Put(AuthoredRecord("web", digest(spec)))
+        await self.store.write(*changes)
+        self.fleet.definitions.apply(*changes)
+
     async def crash(self) -> None:
         self.store.dead = True
         self.processes.crash()
         self.bus.crash()
-        await self.replacing.end()
-        await self.names.end()
+        await self.replacing.tasks.end()
+        await self.names.tasks.end()
 
     async def again(self) -> "Host":
         return await Host(self.broker, self.number, self, **self.given).begin()

@@ -33,7 +33,7 @@ class Neighbours:
         link = Link(self.broker.bus(branch), ClearSeal(me), me)
 
         async def pong(_: Address, __: Ping) -> Pong:
-            return Pong(number)
+            return Pong()
 
         async def here(_: Address, __: WhereIs) -> Here:
             return Here(branch, "", "", float(number))

@@ -12,10 +12,11 @@ from branchd.branch.instances import Instances
 from branchd.branch.journal import Journal
 from branchd.branch.mesh.link import Link
 from branchd.branch.mesh.sharing import Sharing
-from branchd.branch.records import AppRecord, InstanceRecord, Placed, Put, QueueRecord
+from branchd.branch.records import AppRecord, AuthoredRecord, InstanceRecord, Placed, Put, QueueRecord
 from branchd.branch.supervisor import Supervisor
 from branchd.branch.world import Policies, World
 from branchd.core.access import Scope
+from branchd.core.definitions import digest
 from branchd.core.digests import differing
 from branchd.core.peers import Address
 from branchd.core.spec import Kind
@@ -57,7 +58,8 @@ class Branch:
         self._logs = MemoryLogs()
         world = World(
             processes=self.processes, logs=self._logs, store=self.store, channel=FakeChannel(), host=FakeHost(),
-            drivers={Kind.COMMAND: CommandDriver()}, clock=clock, wall=wall or self.wall, chance=lambda: 0.5,
+            drivers={Kind.COMMAND: CommandDriver()}, clock=clock, wall=wall or self.wall,
+            chance=lambda: number % 10 / 10,
         )  # fmt: skip
         policies = Policies(f"branch-{number}", {}, None, "{app}:{name}", None, None, peer_scope)
         snapshot = self.store.load()
@@ -118,7 +120,9 @@ class Branch:
 async def own(store: MemoryStore, app: str, spec: dict[str, Any], *queues: str) -> MemoryStore:
     """As a daemon without a broker left it."""
     await store.write(
-        Put(AppRecord(app, spec, 3, 1.0)), *(Put(QueueRecord(app, QueueDeclaration(name))) for name in queues)
+        Put(AppRecord(app, spec, 3, 1.0)),
+        Put(AuthoredRecord(app, digest(spec))),
+        *(Put(QueueRecord(app, QueueDeclaration(name))) for name in queues),
     )
     return store
 

@@ -43,6 +43,7 @@ class FakeDoor:
     finite: bool = True
     hold: asyncio.Event = field(default_factory=asyncio.Event)  #: unless it is set nothing comes after the pieces
     failure: Exception | None = None  #: instead of the end
+    refusal: Exception | None = None  #: instead of an answer
     asked: list[Asked] = field(default_factory=list)
     open: int = 0
     given: int = 0  #: bytes that were taken
@@ -52,6 +53,8 @@ class FakeDoor:
         self, principal: Principal, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> AsyncIterator[Served]:
         self.asked.append(Asked(principal, method, target, headers, body))
+        if self.refusal is not None:
+            raise self.refusal
         self.open += 1
         told = {"content-type": "text/plain", "etag": '"x.1"', "set-cookie": "no", "server": "branchd"}
         if self.finite:
@@ -136,7 +139,7 @@ async def test_nobody_may_more_than_there_and_here(broker: MemoryBroker, scope: 
     ):
         await body(served)
     least = min(scope, peer_scope, key=list(Scope).index)
-    assert there.door.asked[0].principal == Principal("token:ci", least, via="branch-a", asked=scope)
+    assert there.door.asked[0].principal == Principal("token:ci", least, via="branch-a", via_id="a", asked=scope)
 
 
 async def test_what_was_carried_here_is_not_carried_further(two: tuple[Side, Side]) -> None:
@@ -223,6 +226,46 @@ async def test_an_answer_that_breaks_off_is_not_taken_for_whole(two: tuple[Side,
     async with here.carrier.carry(there.me, ADMIN, "GET", "/", {}) as served:
         with pytest.raises(NoAnswer, match="broke off"):
             await body(served)
+
+
+async def test_what_was_not_begun_is_told_at_once(two: tuple[Side, Side]) -> None:
+    here, there = two
+    there.door.refusal = Unavailable("its API is not open")
+    with pytest.raises(Unavailable, match="branch-b: its API is not open") as told:
+        async with here.carrier.carry(there.me, ADMIN, "DELETE", "/", {}):
+            pass
+    assert not isinstance(told.value, NoAnswer)
+
+
+async def test_what_was_begun_and_lost_is_never_told_to_be_undone(two: tuple[Side, Side]) -> None:
+    here, there = two
+    there.door.refusal = NoAnswer("the connection broke after the request")
+    with pytest.raises(NoAnswer, match="branch-b does not answer"):
+        async with here.carrier.carry(there.me, ADMIN, "DELETE", "/", {}, timeout=0.2):
+            pass
+    there.door.refusal = None
+    there.door.pieces, there.door.failure = [b"half"], NoAnswer("it broke in the first piece")
+    with pytest.raises(NoAnswer, match="branch-b does not answer"):
+        async with here.carrier.carry(there.me, ADMIN, "DELETE", "/", {}, timeout=0.2):
+            pass
+    assert len(there.door.asked) == 2
+
+
+async def test_what_takes_too_long_to_begin_is_given_up_and_not_told_to_be_undone(
+    two: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = two
+    monkeypatch.setattr(carrying, "BEGIN_WITHIN", 0.05)
+    monkeypatch.setattr(FakeDoor, "_body", lambda door: _never(door.hold))
+    with pytest.raises(NoAnswer):
+        async with here.carrier.carry(there.me, ADMIN, "DELETE", "/", {}, timeout=0.5):
+            pass
+    assert (len(there.door.asked), there.door.open) == (1, 0)
+
+
+async def _never(hold: asyncio.Event) -> AsyncGenerator[bytes, None]:
+    await hold.wait()
+    yield b""
 
 
 async def test_a_branch_that_is_not_there_was_not_asked(two: tuple[Side, Side]) -> None:

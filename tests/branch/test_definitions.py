@@ -98,6 +98,12 @@ async def test_how_long_a_replica_is_missed_is_the_apps_to_say(absence: object, 
     assert some.replicated() == {"web": (2, seconds)}
 
 
+@pytest.mark.parametrize("wrong", [10**9, 1001, -1, True, "3", 2.0])
+async def test_a_number_of_replicas_that_nobody_can_write_here_is_passed_over(wrong: object):
+    some = await layers(app_entry(AppRecord("web", {"replicas": wrong}), ONE))
+    assert some.replicated() == {}
+
+
 def entry(kind: EntryKind, name: str, value: object, app: str = "web") -> Entry:
     return Entry(kind, app, name, ONE, value)  # type: ignore[arg-type]
 

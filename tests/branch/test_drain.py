@@ -1,8 +1,15 @@
 """What becomes of instances of a branch that is drained, where not all goes well: complete branches in virtual time."""
 
+import asyncio
+
+import pytest
+
+from branchd.branch.mesh.link import GATHER, Question
 from branchd.branch.operations import Operations
-from branchd.core.errors import Conflict
+from branchd.core.errors import Conflict, NoAnswer
+from branchd.core.peers import Address
 from branchd.core.values import Key
+from branchd.wire.mesh import Cancel, Handover, Message
 from branchd.wire.resources import Operation, OperationState, StepState
 from tests.simulation.entrance import OPERATOR
 from tests.simulation.loop import simulate
@@ -190,3 +197,166 @@ async def test_undraining_ends_the_drain_and_lets_new_ones_come() -> None:
         await both.advance(30)
         assert sorted(old.running()) == [B, Key("web", "big")]
         await both.quiet()
+
+
+class Lossy:
+    """The drain's link: the answers to its questions of these kinds are lost, as often as that is wanted."""
+
+    def __init__(self, old: Machine, *kinds: type, times: int = 1000) -> None:
+        mesh = old.entrance.mesh
+        assert mesh is not None
+        self._link = mesh.draining._link
+        self._kinds = kinds
+        self.left = times
+        mesh.draining._link = self  # type: ignore[assignment]
+
+    async def ask(self, to: Address, question: Message, timeout: float) -> Message:
+        answer = await self._link.ask(to, question, timeout)
+        if isinstance(question, self._kinds) and self.left:
+            self.left -= 1
+            raise NoAnswer("it was lost")
+        return answer
+
+
+class Deaf:
+    """A replacement's branch whose inbox loses what it is asked of these kinds."""
+
+    def __init__(self, machine: Machine, *kinds: type) -> None:
+        mesh = machine.entrance.mesh
+        assert mesh is not None
+        self.lost = True
+        for kind in kinds:
+            mesh.link.serve(kind, self._unless_lost(mesh.link._questions[kind]))
+
+    def _unless_lost(self, answer: Question) -> Question:
+        async def answered(sender: Address, question: Message) -> Message | None:
+            return None if self.lost else await answer(sender, question)
+
+        return answered
+
+
+@simulate
+@pytest.mark.parametrize("name", ["a", None])
+async def test_where_the_answer_of_a_hand_over_is_lost_one_of_the_two_stays(name: str | None) -> None:
+    async with neighbourhood(2, slots=[8, 8]) as both:
+        await both.advance(10)
+        await both.put_app(0, "web")
+        made = await both.create(0, "web", name)
+        assert isinstance(made, str)
+        at = both.where("web", made)[0]
+        old, new = both.machines[at], both.machines[1 - at]
+        Lossy(old, Handover, Cancel)
+        mesh = old.entrance.mesh
+        assert mesh is not None
+        first = mesh.link.gather
+        lost = 0
+
+        async def losing(key: str, question: Message, seconds: float = GATHER) -> list[tuple[Address, Message]]:
+            nonlocal lost
+            lost += 1
+            return await first(key, question, seconds) if lost > 2 else []
+
+        mesh.link.gather = losing  # type: ignore[method-assign]
+        deaf = Deaf(new, Cancel)
+        identifier = await drain(old)
+        await both.advance(60)
+        assert operations(old).get(identifier).state is OperationState.FAILED
+        assert deaf.lost
+        assert both.where("web", made) == [old.number]
+        assert await both.delete(0, "web", made) is None
+        await both.advance(60)
+        assert both.where("web", made) == []
+
+
+@simulate
+async def test_a_replacement_of_what_was_deleted_goes_though_nobody_hears_that_at_first() -> None:
+    async with neighbourhood(2, slots=[8, 8]) as both:
+        old, new = await two(both)
+        new.processes.missing.add("other")
+        deaf = Deaf(new, Cancel)
+        await drain(old)
+        await both.advance(5)
+        assert await both.delete(old.number, "web", "b") is None
+        new.processes.missing.clear()
+        await both.advance(200)
+        deaf.lost = False
+        await both.advance(400)
+        assert (old.running(), new.running()) == ([], [A])
+
+
+@simulate
+async def test_an_app_can_be_changed_while_a_hand_over_waits_for_its_answer() -> None:
+    async with neighbourhood(2, slots=[8, 8]) as both:
+        old, new = await two(both)
+        deaf = Deaf(new, Handover)
+        identifier = await drain(old)
+        await both.advance(1)  # ready, and the name is being handed over
+        began = asyncio.get_running_loop().time()
+        async with old.entrance.service.instances._fleet.lock("web"):
+            assert asyncio.get_running_loop().time() - began < 0.1
+        await both.advance(10)
+        assert operations(old).get(identifier).state is OperationState.FAILED
+        deaf.lost = False
+        await both.quiet()
+
+
+@simulate
+async def test_what_is_deleted_while_its_name_is_handed_over_is_nowhere_after_it() -> None:
+    async with neighbourhood(2, slots=[8, 8]) as both:
+        old, new = await two(both)
+        deaf = Deaf(new, Handover)
+        await drain(old)
+        await both.advance(1)
+        assert await both.delete(old.number, "web", "b") is None
+        deaf.lost = False
+        await both.advance(60)
+        assert B not in [*old.running(), *new.running()]
+        await both.quiet()
+
+
+@simulate
+async def test_two_that_a_lost_hand_over_left_are_settled_after_the_next_connection_named_or_not() -> None:
+    async with neighbourhood(2, slots=[8, 8]) as both:
+        await both.advance(10)
+        await both.put_app(0, "web")
+        made = await both.create(0, "web")
+        assert isinstance(made, str)
+        at = both.where("web", made)[0]
+        old, new = both.machines[at], both.machines[1 - at]
+        Lossy(old, Handover, Cancel)
+        Deaf(new, Cancel)
+        mesh = old.entrance.mesh
+        assert mesh is not None
+        mesh.draining._stays = lambda _: None  # and the daemon dies before it has asked who else has the name
+        await drain(old)
+        await both.advance(10)
+        await old.call(lambda entrance: entrance.undrain())
+        await both.crash(old.number)
+        await both.restart(old.number)
+        await both.advance(30)
+        both.stop_broker()
+        await both.advance(5)
+        both.start_broker()
+        await both.advance(60)
+        assert both.where("web", made) == [old.number]
+
+
+@simulate
+async def test_the_request_that_made_it_still_finds_it_after_it_has_moved() -> None:
+    async with neighbourhood(3, slots=[8, 8, 8]) as three:
+        await three.advance(10)
+        await three.put_app(0, "web")
+        made = await three.create(0, "web", None, key="deploy")
+        assert isinstance(made, str)
+        [owner] = three.where("web", made)
+        for asked in range(3):
+            old = three.machines[owner]
+            await drain(old)
+            await three.advance(30)
+            [owner] = three.where("web", made)
+            assert three.machines[owner] is not old
+            assert await three.create(asked, "web", None, key="deploy") == made
+            assert three.where("web", made) == [owner]
+            await old.call(lambda entrance: entrance.mesh.draining.end())
+            assert await three.create(asked, "web", None, key="deploy") == made
+            assert three.where("web", made) == [owner]

@@ -12,10 +12,11 @@ from branchd.core.admission import Guards, Probe, Reason, Refusal
 from branchd.core.errors import NoAnswer, StorageFailed, Unavailable
 from branchd.core.stamps import Stamp, at
 from branchd.core.values import Key
-from branchd.wire.mesh import Accepted, Cancel, Cancelled, Handover, Here
+from branchd.wire.mesh import Accepted, Cancel, Cancelled, Handover
 from tests.branch.hosts import APP, WEB, Host, Hosts, offer
 from tests.fakes.bus import MemoryBroker
 from tests.simulation.loop import EPOCH, simulate
+from tests.waiting import until
 
 
 def reason(answer):
@@ -62,7 +63,7 @@ async def test_offers_at_one_time_never_pass_the_slots(named):
     taken = [each.spec["weight"] for each, answer in zip(offers, answers, strict=True) if isinstance(answer, Accepted)]
     refused = [answer for answer in answers if isinstance(answer, Refusal)]
     assert sum(taken) == two.capacity.reserved == 7
-    assert {(answer.reason, answer.slots) for answer in refused} == {(Reason.NO_ROOM, 7)}
+    assert {answer.reason for answer in refused} == {Reason.NO_ROOM}
     assert len(two.running) == len(taken)
 
 
@@ -127,12 +128,83 @@ async def test_what_is_cancelled_afterwards_goes_with_its_name_and_does_not_come
 
 
 @simulate
+async def test_only_the_branch_that_offered_an_instance_may_cancel_it_and_the_event_says_so():
+    one, two, other = await Hosts().join(3)
+    await one.ask(two, offer("a", "r", principal="uid:7"))
+    for _ in range(2):
+        with pytest.raises(NoAnswer):
+            await other.link.ask(two.me, Cancel("r"), 1)
+        assert two.running == ["a"]
+        await two.crash()
+        two = await two.again()
+    assert await one.link.ask(two.me, Cancel("r"), 1) == Cancelled()
+    await two.gone("a")
+    assert await other.link.ask(two.me, Cancel("r"), 1) == Cancelled()  # nothing is left to be protected
+    [created], [deleting] = await two.events("instance.created"), await two.events("instance.deleting")
+    assert created.data == {"principal": "uid:7", "branch": one.id}
+    assert deleting.data == {"reason": "its creation was cancelled", "branch": one.id}
+
+
+@simulate
+async def test_the_first_request_finds_what_it_made_also_where_that_has_moved():
+    one, two, three = await Hosts().join(3)
+    moved = offer("a", "move", moving=True, origin="first")
+    assert isinstance(await one.ask(two, moved), Accepted)
+    await one.link.ask(two.me, Handover("web", "a"), 1)
+    first = offer("a", "first")
+    for target in (two, three):
+        answer = await one.ask(target, first)
+        assert isinstance(answer, Accepted)
+        assert (answer.made, answer.instance["branch"], answer.owner or two.me) == (False, "b2", two.me)
+    assert reason(await one.ask(three, offer("a", "second"))) is Reason.NAME_TAKEN
+    assert reason(await one.ask(two, offer("a", "first", digest="other"))) is Reason.MISMATCH
+    await two.crash()
+    two = await two.again()
+    assert isinstance(await one.ask(two, first), Accepted)
+    # Moved on to a third one, and deleted there.
+    again = offer("a", "move-on", moving=True, origin=two.fleet.outcomes.origin("move"))
+    assert isinstance(await two.ask(three, again), Accepted)
+    assert three.fleet.outcomes.origin("move-on") == "first"
+    await three.delete("a")
+    await three.gone("a")
+    assert reason(await one.ask(three, first)) is Reason.ENDED
+
+
+@simulate
+async def test_a_replacement_that_was_taken_back_says_nothing_of_its_elders_request():
+    one, two = await Hosts().join(2)
+    await one.ask(two, offer("a", "move", moving=True, origin="first"))
+    await one.link.ask(two.me, Cancel("move"), 1)
+    await two.gone("a")
+    assert isinstance(await one.ask(two, offer("a", "first")), Accepted)
+
+
+@simulate
 async def test_a_cancellation_that_meets_its_offer_at_work_undoes_it():
     one, two = await Hosts().join(2)
     _, cancelled = await asyncio.gather(one.ask(two, offer("a", "r")), one.link.ask(two.me, Cancel("r"), 5))
     assert cancelled == Cancelled()
     await two.gone("a")
     assert two.running == []
+
+
+@simulate
+async def test_a_cancellation_that_meets_the_end_of_a_deletion_does_not_give_the_next_one_of_that_name_up():
+    one, two = await Hosts().join(2)
+    key = Key("web", "a")
+    await one.ask(two, offer("a", "r"))
+    async with two.fleet.lock("web"):  # for which the cancellation waits, behind the removal
+        await two.fleet.begin_delete(two.fleet.get("web", "a"))
+        await asyncio.sleep(5)
+        cancelled = asyncio.create_task(two.hosting.cancel(Cancel("r")))
+        await asyncio.sleep(1)
+    assert await cancelled == Cancelled()
+    await two.gone("a")
+    assert isinstance(await one.ask(two, offer("a", "s")), Accepted)
+    assert two.names.here(key).request == "s"
+    await until(lambda: one.broker.held("i.web:a") == [two.id])
+    assert two.running == ["a"]
+    assert reason(await one.ask(two, offer("a", "r"))) is Reason.ENDED
 
 
 @simulate
@@ -160,16 +232,14 @@ async def test_a_request_that_another_branch_has_taken_is_answered_with_what_it_
 
 
 @simulate
-async def test_it_is_refused_with_the_reason_and_the_true_load():
+async def test_it_is_refused_with_the_reason():
     broker = MemoryBroker()
     [one] = await Hosts(broker).join(1)
     two = await Host(broker, 2, slots=3, labels={"zone": "a"}, guards=Guards(disk_free=0.5)).begin()
     await two.hosting.offer(offer("first", spec={"weight": 2}))
 
     async def refused(**given):
-        answer = await one.ask(two, offer("b", **given))
-        assert (answer.slots, answer.reserved) == (3, 2)
-        return reason(answer)
+        return reason(await one.ask(two, offer("b", **given)))
 
     assert await refused(spec={"weight": 2}) is Reason.NO_ROOM
     assert await refused(spec={"constraints": {"zone": "b"}}) is Reason.LABELS
@@ -261,23 +331,23 @@ async def test_other_branches_run_here_what_the_policy_lets_them(given, spec, ta
 @simulate
 async def test_an_instance_without_a_user_is_the_daemons_which_is_root():
     one, two = await Hosts().join(2)
-    entry = replace(WEB, value={**WEB.value, "spec": {**APP, "user": None}}, stamp=Stamp(WEB.stamp.time, two.id))
-    assert reason(await one.ask(two, offer("a", entries=(entry,)))) is Reason.POLICY
+    await two.author({**APP, "user": None})
+    assert reason(await one.ask(two, offer("a"))) is Reason.POLICY
 
 
 @simulate
 async def test_the_rule_for_peers_does_not_bind_what_came_to_this_branch_itself():
     [one] = await Hosts().join(1, peer_scope=Scope.READ)
-    own = replace(WEB, stamp=Stamp(WEB.stamp.time, one.id))
-    assert isinstance(await one.hosting.offer(offer("a", spec={"user": "root"}, entries=(own,))), Accepted)
+    await one.author()
+    assert isinstance(await one.hosting.offer(offer("a", spec={"user": "root"})), Accepted)
     assert one.hosting.room(Probe("web", 1)).obstacle == ""
 
 
 @simulate
 async def test_a_branch_that_lets_peers_read_lets_them_cancel_nothing():
     one, two = await Hosts().join(2, peer_scope=Scope.READ)
-    own = replace(WEB, stamp=Stamp(WEB.stamp.time, two.id))
-    await two.hosting.offer(offer("a", "r", entries=(own,)))
+    await two.author()
+    await two.hosting.offer(offer("a", "r"))
     with pytest.raises(NoAnswer):
         await one.link.ask(two.me, Cancel("r"), 1)
     assert two.running == ["a"]
@@ -344,31 +414,3 @@ async def test_a_cancellation_that_cannot_be_kept_is_not_acknowledged():
         await one.link.ask(two.me, Cancel("r"), 1)
     with pytest.raises(StorageFailed):
         await two.hosting.cancel(Cancel("r"))
-
-
-@simulate
-async def test_a_replacement_gets_the_name_when_it_is_handed_over():
-    one, two = await Hosts().join(2)
-    await one.hosting.offer(offer("a"))
-    await one.names.release(Key("web", "a"), True)
-    assert isinstance(await one.ask(two, offer("a", "move", moving=True)), Accepted)
-    assert (one.running, two.running) == (["a"], ["a"])
-    assert one.broker.held("i.web:a") == [one.id]
-    assert isinstance(await one.link.ask(two.me, Handover("web", "a"), 1), Here)
-    assert sorted(one.broker.held("i.web:a")) == [one.id, two.id]
-    await one.delete("a")
-    await one.gone("a")
-    await asyncio.sleep(1)
-    assert (one.broker.held("i.web:a"), one.running, two.running) == ([two.id], [], ["a"])
-
-
-@simulate
-async def test_a_replacement_that_nobody_hands_the_name_to_goes_where_its_elder_stays():
-    one, two = await Hosts().join(2)
-    await one.hosting.offer(offer("a"))
-    await one.names.release(Key("web", "a"), True)
-    await one.ask(two, offer("a", "move", moving=True))
-    await one.names.release(Key("web", "a"), False)
-    await asyncio.sleep(700)
-    assert (one.running, two.running) == (["a"], [])
-    assert one.broker.held("i.web:a") == [one.id]

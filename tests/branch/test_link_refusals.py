@@ -5,15 +5,16 @@ import asyncio
 import pytest
 
 from branchd.branch.mesh import link as module
-from branchd.branch.mesh.link import inbox
 from branchd.core.errors import NoAnswer, NotFound, Unavailable
-from branchd.core.peers import Address
+from branchd.core.peers import Address, inbox
 from branchd.wire import json
 from branchd.wire.mesh import LONGEST_MESSAGE, Cancel, Cancelled, HangUp, Knock, Ping, Pong
 from branchd.wire.sealing import Path
 from tests.branch.neighbours import KEY, WHERE, Neighbours, serve_slowly
 from tests.fakes.seal import ClearSeal
 from tests.simulation.loop import simulate
+
+CARRIED = {"method": "GET", "target": "/", "headers": {}, "body": "", "scope": "read"}
 
 
 @simulate
@@ -42,9 +43,9 @@ async def test_every_answer_comes_once_however_often_it_is_delivered():
         b'{"kind":"Ping","body":{"more":1},"ask":"1"}',
         b'{"kind":"Ping","body":[],"ask":"1"}',
         b'{"kind":"Ping","kind":"Ping","body":{},"ask":"1"}',
-        b'{"kind":"Pong","body":{"incarnation":"1"},"to":"1"}',
-        b'{"kind":"Pong","body":{"incarnation":1},"to":["1"]}',
-        b'{"kind":"Pong","body":{"incarnation":1},"ask":"1"}',
+        b'{"kind":"Pong","body":{"more":1},"to":"1"}',
+        b'{"kind":"Pong","body":{},"to":["1"]}',
+        b'{"kind":"Pong","body":{},"ask":"1"}',
         b'{"kind":"Ping","body":{}}',
         b'{"kind":"Gone","body":{"downs":[]}}',
         b"[" * 100_000,
@@ -57,14 +58,35 @@ async def test_garbage_is_counted_and_dropped(body):
     one, two = await neighbours.join(2)
     await neighbours.forge(two, body)
     assert two.dropped == {"garbage": 1}
-    assert await one.ask(two.me, Ping(), 1) == Pong(1)
+    assert await one.ask(two.me, Ping(), 1) == Pong()
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("Gone", {"downs": [{"id": "b1", "incarnation": 10**99, "state": "silent"}]}),
+        ("Cancel", {"request": "r" * 81}),
+        ("Cancel", {"request": ""}),
+        ("Cancel", {"request": "r\n"}),
+        ("Here", {"branch": "b\r\nX-Header: y", "request": "", "digest": "", "accepted_at": 1.0}),
+        ("Carried", {**CARRIED, "principal": "p\u001b[2J"}),
+        ("Carried", {**CARRIED, "principal": "p" * 256}),
+    ],
+)
+@simulate
+async def test_what_no_branch_says_is_counted_and_dropped(kind, body):
+    neighbours = Neighbours()
+    (one,) = await neighbours.join(1)
+    seen = serve_slowly(one, 0.0)
+    await neighbours.forge(one, json.dumps({"kind": kind, "body": body, "ask": "1"}))
+    assert (one.dropped, seen) == ({"invalid": 1}, [])
 
 
 @simulate
 async def test_an_answer_to_no_question_is_dropped():
     neighbours = Neighbours()
     (one,) = await neighbours.join(1)
-    await neighbours.forge(one, json.dumps({"kind": "Pong", "body": {"incarnation": 1}, "to": "1"}))
+    await neighbours.forge(one, json.dumps({"kind": "Pong", "body": {}, "to": "1"}))
     assert one.dropped == {"late": 1}
 
 
@@ -104,7 +126,7 @@ async def test_a_question_that_fails_is_not_answered_and_harms_no_other(failure)
     two.serve(Cancel, fail)
     with pytest.raises(NoAnswer):
         await one.ask(two.me, Cancel("r"), 1)
-    assert await one.ask(two.me, Ping(), 1) == Pong(1)
+    assert await one.ask(two.me, Ping(), 1) == Pong()
 
 
 @simulate
@@ -133,7 +155,7 @@ async def test_one_bad_hearer_harms_no_other_message():
     two.hear(Knock, fail)
     await one.tell(two.me, Knock())
     await one.tell(two.me, HangUp("after"))
-    assert await one.ask(two.me, Ping(), 1) == Pong(1)
+    assert await one.ask(two.me, Ping(), 1) == Pong()
     assert neighbours.heard == [(two.me.id, one.me.id, "after")]
     assert failures == []
     assert two.dropped == {}

@@ -98,7 +98,36 @@ async def test_without_a_broker_no_name_is_taken_and_others_are():
     await held_by(hosts.broker, "i.web:b", one)
 
 
+@simulate
+async def test_a_branch_that_doubts_who_is_missing_takes_no_name():
+    one, two = await Hosts().join(2)
+    two.doubt = "many vanished"
+    answer = await one.ask(two, offer("a"))
+    assert (answer.reason, answer.detail) == (Reason.UNSURE, "many vanished")
+    assert accepted(await one.ask(two, offer("b", named=False)))
+    two.doubt = ""
+    assert accepted(await one.ask(two, offer("a")))
+
+
 # Each connection
+
+
+@simulate
+async def test_an_error_that_nobody_expected_ends_no_binding(monkeypatch):
+    one, two = await Hosts().join(2)
+    bind, left = two.link.bind, [KeyError("x"), KeyError("y")]
+
+    async def broken(*keys):
+        if left:
+            raise left.pop()
+        await bind(*keys)
+
+    monkeypatch.setattr(two.link, "bind", broken)
+    await pin(two, "p")
+    await held_by(one.broker, "n.web:p", two)
+    assert two.names.tasks.failures.count == 2
+    await pin(two, "q")
+    await held_by(one.broker, "n.web:q", two)
 
 
 @simulate
@@ -237,7 +266,7 @@ async def test_one_that_moves_and_its_replacement_do_not_stop_each_other():
     hosts = Hosts()
     one, two = await hosts.join(2)
     await one.hosting.offer(offer("a"))
-    await one.names.release(Key("web", "a"), True)
+    one.names.moves(Key("web", "a"))
     await one.ask(two, offer("a", moving=True))
     hosts.broker.stop()
     await asyncio.sleep(1)

@@ -8,19 +8,21 @@ from typing import Any
 
 import pytest
 
-from branchd.branch.mesh import gossip as gossip_module
+from branchd.branch.mesh import presence as presence_module
 from branchd.branch.mesh.gossip import Gossip
 from branchd.branch.mesh.link import Link
-from branchd.branch.mesh.presence import Presence, Self
+from branchd.branch.mesh.presence import SWEEP_EVERY, Presence, Self
+from branchd.core import roster as roster_module
 from branchd.core.digests import BUCKETS, Digests, bucket
 from branchd.core.errors import Conflict, StorageFailed
 from branchd.core.peers import Address, BranchState, Down
-from branchd.core.presence import DOUBTED_FOR, SETTLED_AFTER
+from branchd.core.presence import DOUBTED_FOR, MISSED_FOR, SETTLED_AFTER
 from branchd.core.stamps import Entry, EntryKind, Stamp
 from branchd.wire.mesh import LONGEST_MESSAGE, Announce, Compare, Differences, Gone, Wrote
+from branchd.wire.portions import PORTION
 from tests.fakes.bus import MemoryBroker
 from tests.fakes.seal import ClearSeal
-from tests.simulation.loop import WallClock, simulate
+from tests.simulation.loop import WallClock, run, simulate
 
 SELF = Self("", BranchState.UP, 4, 0, "1", {}, None)
 
@@ -68,14 +70,17 @@ class Branch:
     def names(self) -> set[str]:
         return {member.name for member in self.presence.others()}
 
+    def missing(self) -> set[str]:
+        return {member.name for member in self.presence.missing()}
+
     async def end(self) -> None:
-        await self.gossip.end()
+        await self.gossip.tasks.end()
         await self.presence.end()
         await self.link.close()
 
     async def die(self, *, power: bool = False) -> None:
         self.bus.crash(power=power)
-        await self.gossip.end()
+        await self.gossip.tasks.end()
         await self.presence.end()
         await self.link.close()
 
@@ -213,7 +218,7 @@ async def test_a_crashed_branch_is_closed_within_five_seconds_and_one_without_po
     assert branches[1].presence.roster.get("id-b0").state is BranchState.CLOSED
     await branches[1].die(power=True)
     assert await until(lambda: not any("b1" in one.names() for one in branches[2:])) <= 11
-    assert {member.name for member in branches[2].presence.silent()} == {"b1"}
+    assert branches[2].missing() == {"b0", "b1"}
     assert branches[2].presence.find("b1").state is BranchState.SILENT
     assert branches[2].kinds()[-2:] == ["branch.left", "branch.silent"]
     # The broker misses its heartbeats, and then it is closed for good.
@@ -331,6 +336,154 @@ async def test_mass_disappearance_concludes_nothing_until_they_return_or_time_pa
     await until(lambda: rest[0].presence.absence_doubted == "", DOUBTED_FOR + 1)
 
 
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_when_doubt_has_ended_once_all_that_are_lost_are_found(confirmed):
+    async def main():
+        neighbourhood = Neighbourhood()
+        branches = await neighbourhood.branches(40)
+        rest, lost = branches[:4], branches[4:]
+        neighbourhood.broker.partition(*(one.link.me.id for one in lost), at_once=True)
+        await until(lambda: all("vanished" in one.presence.absence_doubted for one in rest))
+        assert all(DOUBTED_FOR - 60 < one.presence.doubt_lasts <= DOUBTED_FOR for one in rest)
+        if confirmed:
+            for one in rest:
+                one.presence.confirm()
+        await until(lambda: all(len(one.names()) == 3 for one in rest), 120 if confirmed else DOUBTED_FOR + 120)
+        assert all(one.presence.absence_doubted == "" for one in rest)
+
+    run(main())
+
+
+@simulate
+async def test_who_ended_without_a_goodbye_is_missed_for_a_while_or_until_it_returns_or_an_operator_confirms():
+    neighbourhood = Neighbourhood()
+    branches = await neighbourhood.branches(6)
+    rest = branches[3:]
+    await branches[0].end()
+    await branches[1].die()
+    await until(lambda: not any({"b0", "b1"} & one.names() for one in rest))
+    assert all(one.missing() == {"b1"} for one in rest)
+    rest[0].presence.confirm()
+    assert [one.missing() for one in rest] == [set(), {"b1"}, {"b1"}]
+    await neighbourhood.branch("b1", boot="other")
+    await until(lambda: all("b1" in one.names() for one in rest))
+    assert not any(one.missing() for one in rest)
+
+    await branches[2].die(power=True)
+    await until(lambda: all(one.missing() == {"b2"} for one in rest))
+    await until(lambda: all(one.presence.find("b2") is None for one in rest))
+    assert all(one.missing() == {"b2"} for one in rest)
+    joiner = await neighbourhood.branch("late")
+    await asyncio.sleep(MISSED_FOR / 2)
+    last = await neighbourhood.branch("last")
+    await until(lambda: last.presence.joined)
+    assert joiner.missing() == last.missing() == {"b2"}
+    seconds = await until(lambda: not any(one.missing() for one in (*rest, joiner, last)), MISSED_FOR)
+    assert seconds < MISSED_FOR / 2, "it is not missed anew by those that learn of it late"
+
+
+@simulate
+async def test_a_branch_that_ended_long_ago_is_forgotten_by_all_whoever_joins_meanwhile(monkeypatch):
+    for module in (roster_module, presence_module):
+        monkeypatch.setattr(module, "LINGER", 6 * SWEEP_EVERY)
+    neighbourhood = Neighbourhood()
+    branches = await neighbourhood.branches(3)
+    await branches[0].die()
+    await until(lambda: not any("b0" in one.names() for one in branches[1:]))
+    await asyncio.sleep(5 * SWEEP_EVERY)
+    joiner = await neighbourhood.branch("late")
+    await until(lambda: joiner.presence.joined)
+    assert joiner.presence.roster.get("id-b0") is not None
+    await asyncio.sleep(3 * SWEEP_EVERY)
+    assert all(one.presence.roster.get("id-b0") is None for one in (*branches[1:], joiner))
+    assert len({one.presence.roster.digests for one in (*branches[1:], joiner)}) == 1
+
+
+@simulate
+async def test_a_branch_whose_earlier_life_is_missed_does_not_wait_with_its_first_word(monkeypatch):
+    neighbourhood = Neighbourhood()
+    branches = await neighbourhood.branches(4)
+    monkeypatch.setattr(presence_module, "joining_wait", lambda *_: 500.0)
+    await branches[0].die()
+    again = await neighbourhood.branch("b0", boot="other")
+    await until(lambda: any("branch.silent" in one.kinds() for one in branches[1:]), 15)
+    assert await until(lambda: all("b0" in one.names() for one in branches[1:])) < 1
+    assert again.remembered == [2]
+
+
+@simulate
+async def test_what_a_peer_tells_that_cannot_be_taken_in_keeps_nobody_from_joining(monkeypatch):
+    neighbourhood = Neighbourhood()
+    branches = await neighbourhood.branches(2)
+    branches[0].definitions.write(entry("shop", 1))
+    await until(lambda: "shop" in branches[1].definitions.known)
+
+    async def contradict(_: Definitions, __: Iterable[Entry]) -> None:
+        raise Conflict("it contradicts what the store holds")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Definitions, "merge", contradict)
+        joiner = await neighbourhood.branch("late")
+        await until(lambda: all("late" in one.names() for one in branches))
+    assert joiner.names() == {"b0", "b1"}
+    assert joiner.presence.tasks.failures.last == "Conflict: it contradicts what the store holds"
+    await until(lambda: "shop" in joiner.definitions.known)
+
+
+@simulate
+async def test_presence_goes_on_after_a_turn_that_fails():
+    branches = await Neighbourhood().branches(3)
+    says = branches[0].says
+    says.clear()
+    await until(lambda: branches[0].presence.tasks.failures.count >= 2)
+    says.append(replace(SELF, name="b0", version="2"))
+    await until(lambda: branches[1].presence.find("b0").announcement.version == "2")
+
+
+@simulate
+async def test_an_old_announcement_tells_no_time():
+    branches = await Neighbourhood().branches(3)
+    mine, others = branches[0], branches[1:]
+    old = {one.link.me.id: one.presence.roster.get(one.link.me.id).announcement for one in others}
+    for one in others:
+        await until(lambda id=one.link.me.id: mine.presence.find(id).announcement.sequence > old[id].sequence)
+        one.link.broadcast(Announce(replace(old[one.link.me.id], at=one.wall() - 3600)))
+    await asyncio.sleep(0.1)
+    assert abs(mine.presence.offset) < 1
+
+
+@simulate
+async def test_of_a_branch_that_was_heard_of_only_after_its_end_operators_are_not_told_that_it_joined():
+    first, second = await Neighbourhood().branches(2)
+    said = replace(first.presence.roster.get("id-b1").announcement, id="id-x", name="x")
+    first.presence.believe([Down("id-x", said.incarnation, BranchState.CLOSED), said])
+    told = len(second.events)
+    await first.gossip.exchange(second.link.me, False)
+    await until(lambda: second.presence.roster.get("id-x"))
+    assert second.events[told:] == []
+
+
+@simulate
+async def test_a_raised_incarnation_is_on_disk_before_it_is_told():
+    neighbourhood = Neighbourhood()
+    branches = await neighbourhood.branches(3)
+    written: list[int] = []
+
+    async def slowly(number: int) -> None:
+        await asyncio.sleep(3)
+        written.append(number)
+
+    slow = await neighbourhood.branch("slow", store=slowly)
+    await until(lambda: "slow" in branches[0].names())
+    for _ in range(2):
+        branches[0].link.broadcast(Gone((Down("id-slow", 1, BranchState.SILENT),)))
+        await asyncio.sleep(1)
+        slow.presence._announce()
+    assert branches[1].presence.roster.get("id-slow").announcement.incarnation == 1
+    await until(lambda: "slow" in branches[1].names())
+    assert written == [1, 2]
+
+
 @simulate
 async def test_what_was_written_while_cut_off_is_known_everywhere_soon_after_the_return():
     neighbourhood = Neighbourhood()
@@ -357,7 +510,7 @@ async def test_a_large_difference_comes_in_portions(monkeypatch):
         first.definitions.write(entry(app, 1, {"command": "x" * 4000}))  # one bucket that is too large alone
     joiner = await neighbourhood.branch("late")
     await until(lambda: len(joiner.definitions.known) == 9100, 300)
-    assert gossip_module.PORTION / 2 < max(longest) < 2 * gossip_module.PORTION < LONGEST_MESSAGE
+    assert PORTION / 2 < max(longest) < 2 * PORTION < LONGEST_MESSAGE
 
     empty = await neighbourhood.branch("empty")
     await until(lambda: empty.presence.joined)
@@ -365,7 +518,7 @@ async def test_a_large_difference_comes_in_portions(monkeypatch):
         empty.definitions.write(entry(f"more-{number}", 1, None))
     await empty.gossip.exchange(first.link.me, False)
     await until(lambda: "more-2999" in first.definitions.known)
-    assert max(longest) < 2 * gossip_module.PORTION
+    assert max(longest) < 2 * PORTION
 
 
 @simulate
@@ -414,7 +567,7 @@ async def test_where_the_bus_is_not_definite_the_dead_are_silent():
     branches = await neighbourhood.branches(3)
     await branches[0].die()
     assert await until(lambda: not any("b0" in one.names() for one in branches[1:])) <= 11
-    assert {member.name for member in branches[1].presence.silent()} == {"b0"}
+    assert branches[1].missing() == {"b0"}
 
 
 @simulate

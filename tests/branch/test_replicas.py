@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import pytest
+
 from branchd.core.replicas import LOOK_EVERY
+from branchd.core.values import Key
 from tests.simulation.loop import simulate
 from tests.simulation.neighbourhood import APP, Neighbourhood, neighbourhood
 
@@ -79,6 +82,19 @@ async def test_an_instance_that_a_person_named_so_counts_as_the_replica_and_is_n
 
 
 @simulate
+async def test_many_for_which_there_is_no_room_are_told_of_once() -> None:
+    async with neighbourhood(2, slots=[1, 1]) as both:
+        await both.advance(10)
+        await put(both, replicas=52, absence=5)
+        await both.advance(20 * LOOK_EVERY)
+        assert running(both) == ["web-0", "web-1"]
+        stores = [machine.store for machine in both.machines]
+        told = [event for store in stores for event in await store.events(0, 1000) if event.type == "replica.failed"]
+        assert {event.instance for event in told} == {"web-2"}
+        assert len(told) <= 2  # by the branch where it was written, and by the one that looks after it
+
+
+@simulate
 async def test_one_that_cannot_be_made_is_told_and_tried_again() -> None:
     async with neighbourhood(2, slots=[1, 1]) as both:
         await both.advance(10)
@@ -90,3 +106,30 @@ async def test_one_that_cannot_be_made_is_told_and_tried_again() -> None:
         await both.start(1, [1])
         await both.advance(3 * LOOK_EVERY)
         assert running(both) == ["web-0", "web-1", "web-2"]
+
+
+@simulate
+async def test_an_error_with_one_app_keeps_no_other_from_being_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with neighbourhood(1, slots=[8]) as one:
+        await one.advance(10)
+        for app in ("aa", "web"):
+            assert await one.put_app(0, app, {**APP, "replicas": 1, "absence": 5}) is None
+        await one.advance(5)
+        mesh = one.machines[0].entrance.mesh
+        assert mesh is not None
+        replicas = mesh.replicas
+        held = replicas._held
+
+        async def broken(app: str, name: str) -> bool:
+            if app == "aa":
+                raise KeyError(app)
+            return await held(app, name)
+
+        monkeypatch.setattr(replicas, "_held", broken)
+        for turn in (1, 2):
+            assert await one.delete(0, "web", "web-0") is None
+            await one.advance(1)
+            assert Key("web", "web-0") not in one.machines[0].running()
+            await one.advance(3 * LOOK_EVERY)
+            assert Key("web", "web-0") in one.machines[0].running(), turn
+        assert replicas.tasks.failures.last == "KeyError: 'aa'"

@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from branchd.branch.mesh.sharing import PORTION, portions
+from branchd.branch.mesh.sharing import AGAIN_WITHIN
 from branchd.branch.records import Put
+from branchd.branch.supervisor import Supervisor
 from branchd.core.access import Scope
 from branchd.core.errors import Conflict, Invalid, NotFound, Stale, StorageFailed, Unavailable
 from branchd.core.lifecycle import State
@@ -21,6 +23,7 @@ from tests.branch.sharers import WEB, Branch, exchange, own
 from tests.fakes.bus import MemoryBroker
 from tests.fakes.store import MemoryStore
 from tests.simulation.loop import EPOCH, simulate
+from tests.waiting import until
 
 
 @asynccontextmanager
@@ -250,6 +253,73 @@ async def test_no_other_branch_makes_an_instance_run_as_root():
         assert "as root" in four.spec.why
 
 
+ROOTS = {**WEB, "user": "root", "command": ["evil"]}
+
+
+@asynccontextmanager
+async def rewritten() -> AsyncIterator[tuple[Branch, Branch, Supervisor]]:
+    """An app with an instance at the second branch, which the first has written anew so that it would run as root."""
+    async with three() as (_, a, b, _c):
+        await a.apps.put("web", WEB)
+        await asyncio.sleep(1)
+        one = await b.pinned("web", "one")
+        await a.apps.put("web", ROOTS)
+        await asyncio.sleep(1)
+        assert isinstance(one.spec, Unusable)
+        why = "the app's definition comes from another branch, and other branches may run nothing as root here"
+        assert why in one.spec.why
+        yield a, b, one
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+@simulate
+async def test_a_foreign_definition_stays_foreign_when_a_deletion_makes_this_branch_write_it_again(cascade):
+    async with rewritten() as (a, b, one):
+        await a.apps.delete("web", cascade=cascade)
+        await asyncio.sleep(2)
+        assert b.definitions.app("web").spec["command"] == ["evil"]
+        assert b.definitions.own("web") is cascade
+        assert isinstance(one.spec, Unusable)
+        await one.idle()
+        assert isinstance(Branch(None, 1, b.store).fleet.get("web", "one").spec, Unusable)
+
+
+@simulate
+async def test_a_stamp_with_this_branchs_id_makes_nothing_its_own():
+    async with three() as (_, a, b, c):
+        await b.apps.put("web", {**WEB, "user": "root"})
+        one = await b.pinned("web", "one")
+        await asyncio.sleep(1)
+        entry = a.definitions.shared("web")
+        forged = replace(entry, stamp=Stamp(entry.stamp.time + 1, b.id), value={**entry.value, "spec": ROOTS})
+        a.link.broadcast(Wrote((forged,)))
+        await asyncio.sleep(1)
+        assert b.definitions.app("web").spec["command"] == ["evil"]
+        assert isinstance(one.spec, Unusable)
+        await c.apps.put("web", {**WEB, "user": "root"})
+        await asyncio.sleep(1)
+        assert not isinstance(one.spec, Unusable)  # the very words of this branch's operator
+
+
+@simulate
+async def test_who_patches_what_another_branch_wrote_answers_for_none_of_it_and_who_puts_it_for_all():
+    async with rewritten() as (_, b, one):
+        await b.apps.patch("web", {"weight": 2})
+        assert isinstance(one.spec, Unusable)
+        spec = dict(b.definitions.app("web").spec)
+        generation = b.apps.get("web").generation
+        await b.apps.put("web", spec)
+        assert (one.spec.command, one.spec.weight) == (("evil",), 2)
+        assert b.apps.get("web").generation == generation  # nothing of it changed
+        await b.apps.patch("web", {"weight": 3})
+        assert not isinstance(one.spec, Unusable)
+        assert not isinstance(Branch(None, 1, b.store).fleet.get("web", "one").spec, Unusable)
+        await b.instances.delete("web", "one")
+        await until(lambda: not b.fleet.all())
+        await b.apps.delete("web")
+        assert b.store.load().authored == ()
+
+
 # Clocks
 
 
@@ -309,13 +379,15 @@ async def test_definitions_from_the_far_future_and_unreadable_ones_are_dropped_a
                     Entry(EntryKind.APP, "empty", "", now, {}),
                     Entry(EntryKind.QUEUE, "web", "q", now, {"name": "other"}),
                     Entry(EntryKind.QUEUE, "web", "a,b", now, {"name": "a,b"}),
+                    Entry(EntryKind.APP, "header", "", Stamp(now.time, "x\r\nSet-Cookie: y"), good),
+                    Entry(EntryKind.APP, "counted", "", now, {**good, "generation": 1 << 64}),
                     Entry(EntryKind.APP, "good", "", now, good),
                 )
             )
         )
         await asyncio.sleep(1)
         assert list(c.view()) == ["good"]
-        assert c.sharing.dropped == {"from the future": 1, "not readable": 5}
+        assert c.sharing.dropped == {"from the future": 1, "not readable": 7}
         await c.apps.put("web", WEB)
         assert c.definitions.shared("web").stamp.time < ahead.time
 
@@ -413,7 +485,7 @@ async def test_where_both_say_the_same_the_own_one_is_dropped_silently():
 
 
 @simulate
-async def test_the_own_one_stays_where_an_instance_may_not_go_by_what_others_write():
+async def test_what_was_written_here_is_allowed_here_also_as_the_shared_one_that_says_the_same():
     broker = MemoryBroker()
     root = {**WEB, "user": "root"}
     a, b = Branch(broker, 0), Branch(broker, 1, await own(MemoryStore(f"{1:032x}"), "web", root))
@@ -421,9 +493,9 @@ async def test_the_own_one_stays_where_an_instance_may_not_go_by_what_others_wri
         one = await b.pinned("web", "one")
         await a.apps.put("web", root)
         await asyncio.sleep(1)
-        assert b.definitions.own("web")
-        assert not b.definitions.conflict("web")
+        assert not b.definitions.own("web")
         assert not isinstance(one.spec, Unusable)
+    assert not isinstance(Branch(broker, 1, b.store).fleet.get("web", "one").spec, Unusable)
 
 
 @simulate
@@ -462,7 +534,7 @@ async def test_an_app_that_has_instances_anywhere_is_not_deleted():
     async with branches(Branch(broker, 0, elsewhere=elsewhere)) as (a,):
         await a.apps.put("web", WEB)
         await a.apps.put("post", WEB)
-        with pytest.raises(Conflict, match="2 instances on other branches"):
+        with pytest.raises(Conflict, match="instances on 2 other branches"):
             await a.apps.delete("web")
         with pytest.raises(Unavailable, match="far, away"):
             await a.apps.delete("post")
@@ -478,7 +550,7 @@ async def test_an_owner_of_live_instances_publishes_a_deleted_app_again():
         await asyncio.sleep(1)
         one = await b.placed("web", "one")
         await a.apps.delete("web")  # nobody told that it has an instance
-        await asyncio.sleep(1)
+        await asyncio.sleep(AGAIN_WITHIN + 1)
         assert agree(a, b, c)
         assert [queue.name for queue in c.queues.list("web")] == ["mail"]
         assert c.apps.tag("web").startswith(b.id)
@@ -502,9 +574,42 @@ async def test_what_was_deleted_before_its_app_is_not_published_again():
         broker.heal()
         await asyncio.sleep(5)
         await exchange(b, a)
-        await asyncio.sleep(1)
+        await asyncio.sleep(AGAIN_WITHIN + 1)
         assert agree(a, b, c)
         assert [queue.name for queue in c.queues.list("web")] == ["news", "post"]
+
+
+@simulate
+async def test_of_many_owners_one_publishes_a_deleted_app_again() -> None:
+    broker = MemoryBroker()
+    many = [Branch(broker, number) for number in range(8)]
+    async with branches(*many):
+        await many[0].apps.put("web", WEB)
+        await asyncio.sleep(1)
+        for owner in many[1:]:
+            await owner.placed("web", f"of-{owner.id}")
+        written = []
+        for owner in many[1:]:
+            owner.sharing._tell = lambda entries, tell=owner.sharing._tell: (written.extend(entries), tell(entries))
+        await many[0].apps.delete("web")
+        await asyncio.sleep(AGAIN_WITHIN + 1)
+        assert agree(*many)
+        assert [entry.stamp.branch for entry in written] == [many[1].id]
+        assert all(len(owner.fleet.of("web")) == 1 for owner in many[1:])
+
+
+@simulate
+async def test_an_app_that_is_being_deleted_gets_no_new_instances():
+    async with three() as (_, a, _b, _c):
+        await a.apps.put("web", WEB)
+        one = await a.pinned("web", "one")
+        deletion = asyncio.create_task(a.apps.delete("web", cascade=True))
+        while not one.record.deleting:
+            await asyncio.sleep(0)
+        with pytest.raises(Conflict, match="app web was deleted"):
+            await a.pinned("web", "two")
+        await deletion
+        assert not a.fleet.all()
 
 
 @simulate
@@ -541,6 +646,27 @@ async def test_a_cascade_takes_placed_instances_everywhere_and_leaves_pinned_one
         assert c.condition("web", ConditionType.SHARED) == "False"
         assert [queue.name for queue in c.queues.list("web")] == ["mail"]
         assert len(c.processes.spawned) == 2
+
+
+@pytest.mark.parametrize(("scope", "user"), [(Scope.OPERATE, "root"), (Scope.READ, "worker")])
+@simulate
+async def test_a_cascade_from_elsewhere_takes_nothing_that_others_may_not_have_here(scope, user):
+    broker = MemoryBroker()
+    async with branches(Branch(broker, 0), Branch(broker, 1, peer_scope=scope)) as (a, b):
+        await b.apps.put("web", {**WEB, "user": user})
+        await asyncio.sleep(1)
+        one = await b.placed("web", "one")
+        await a.apps.delete("web", cascade=True)
+        await asyncio.sleep(10)
+        assert (b.fleet.all(), one.record.deleting, one.state) == ([one], False, State.RUNNING)
+        assert not isinstance(one.spec, Unusable)
+        assert b.definitions.own("web")
+    async with branches(Branch(broker, 1, b.store, peer_scope=scope)) as (later,):
+        await asyncio.sleep(10)
+        assert [str(it.key) for it in later.fleet.all()] == ["web:one"]
+        await later.apps.delete("web", cascade=True)
+        assert not later.fleet.all()
+        assert later.store.load().authored == ()
 
 
 @simulate
@@ -589,12 +715,3 @@ async def test_the_oldest_of_too_many_tombstones_are_forgotten_on_disk_too():
         for branch in (a, b):
             assert {entry.app for entry in branch.store.load().entries} == {"post", "shop"}
         assert a.sharing.digests() == b.sharing.digests()
-
-
-def test_entries_are_sent_in_portions_that_fit_into_messages():
-    def entry(name: str, length: int) -> Entry:
-        return Entry(EntryKind.APP, name, "", Stamp(1, "a"), {"spec": {"x": "x" * length}})
-
-    some = [entry("a", 10), entry("b", 2 * PORTION), entry("c", 10), entry("d", 10)]
-    assert [[one.app for one in portion] for portion in portions(some)] == [["a"], ["b"], ["c", "d"]]
-    assert not list(portions([]))

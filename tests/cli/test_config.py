@@ -227,7 +227,7 @@ def test_the_documentation_names_every_key_and_variable() -> None:
     ("broker", "words"),
     [
         ("amqp://h", ""),
-        ("amqps://u:p%40%3B@h:5671/v?heartbeat=10", ""),
+        ("amqps://u:p%40%3B@h:5671/v?cacertfile=/ca.pem", ""),
         ("amqp://a//;amqp://b//", ""),
         ("filesystem:///srv/mesh", ""),
         ("redis://h", "no transport"),

@@ -4,13 +4,25 @@ from dataclasses import replace
 
 import pytest
 
-from branchd.core.diagnosis import DROPPED, Diagnosis, Level, MeshFacts, mesh, refused, root_without_default_user
+from branchd.core.diagnosis import (
+    DROPPED,
+    Diagnosis,
+    Failures,
+    Level,
+    MeshFacts,
+    mesh,
+    refused,
+    root_without_default_user,
+)
 from branchd.wire.sealing import Reason
 
 GOOD = MeshFacts(
     connected=True, where="amqp://b@broker/b", user="b", vhost="b", cluster="rabbit@a", first_cluster="rabbit@a",
     clock_offset=-0.4,
 )  # fmt: skip
+
+
+FAILED = Failures("names").one_more(KeyError("x"))
 
 
 def one(check: str, **facts: object) -> Diagnosis:
@@ -32,15 +44,18 @@ def test_a_branch_that_is_well_has_no_complaint() -> None:
         ({"cluster": "rabbit@b"}, "cluster", Level.FAILURE, "one cluster"),
         ({"user": "guest"}, "broker access", Level.WARNING, "'guest'"),
         ({"vhost": "/"}, "broker access", Level.WARNING, "vhost '/'"),
-        ({"guarding": True, "missing": ("a", "b")}, "mass guard", Level.WARNING, "2: a, b"),
-        ({"guarding": True}, "mass guard", Level.WARNING, "5 minutes"),
-        ({"missing": ("a",)}, "branches", Level.WARNING, "not connected: a"),
+        ({"guarding": "9 vanished", "missing": ("a", "b")}, "mass guard", Level.WARNING, "9 vanished: nothing"),
+        ({"guarding": "9 vanished", "missing": ("a", "b")}, "mass guard", Level.WARNING, "2: a, b"),
+        ({"guarding": "9 vanished", "guarding_for": 59.7}, "mass guard", Level.WARNING, "within 60 s"),
+        ({"missing": ("a",)}, "branches", Level.WARNING, "1 missing: a"),
         ({"clock_offset": 600.0}, "clock", Level.FAILURE, "600 s ahead"),
         ({"clock_offset": -60.1}, "clock", Level.FAILURE, "60 s behind"),
         ({"clock_offset": None}, "clock", Level.OK, "no other branch"),
         ({"dropped": {"unknown key": 3}}, "messages", Level.FAILURE, "key ids"),
         ({"dropped": {"forged": 3}}, "messages", Level.FAILURE, "3 dropped"),
         ({"dropped": {"something new": 1}}, "messages", Level.WARNING, "something new"),
+        ({"failures": (Failures("gossip"), FAILED)}, "background", Level.WARNING, "names failed 1 times"),
+        ({"failures": (Failures("gossip"), FAILED)}, "background", Level.WARNING, "KeyError: 'x'"),
     ],
 )
 def test_each_check(facts: dict[str, object], check: str, level: Level, words: str) -> None:
@@ -56,13 +71,15 @@ def test_a_minute_is_within_the_limit_of_clocks() -> None:
 def test_everything_bad_comes_with_what_to_do() -> None:
     assert all(cure for level, _, cure in DROPPED.values() if level is not Level.OK)
     worst = MeshFacts(
-        False, "h", "", False, "guest", "/", "a", "b", True, True, ("x",), 99.0, dict.fromkeys(DROPPED, 1)
-    )
+        connected=False, where="h", definite=False, user="guest", vhost="/", cluster="a", first_cluster="b", twin=True,
+        guarding="they vanished", guarding_for=5.0, missing=("x",), clock_offset=99.0,
+        dropped=dict.fromkeys(DROPPED, 1), failures=(FAILED,),
+    )  # fmt: skip
     assert all(item.cure for item in mesh(worst) if item.level is not Level.OK)
 
 
 def test_every_reason_to_refuse_a_message_has_its_words() -> None:
-    ours = {"oversized", "late", "too many", "impostor", "from the future", "not readable"}
+    ours = {"oversized", "late", "too many", "impostor", "invalid", "from the future", "not readable"}
     assert {*Reason, *ours} == set(DROPPED)
 
 

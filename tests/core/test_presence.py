@@ -9,6 +9,8 @@ from branchd.core.peers import BranchState, Down
 from branchd.core.presence import (
     COMPARE_EVERY,
     DOUBTED_FOR,
+    EXCUSED_FOR,
+    MISSED_FOR,
     SETTLED_AFTER,
     VANISH_WITHIN,
     Guard,
@@ -192,13 +194,53 @@ def test_doubt_ends_when_they_return_or_after_a_time_or_by_an_operator():
     assert guard.reason(left + 2, 110.0) == ""
 
     left = vanish(guard, 5, 10, 200.0)
+    assert 99.0 < guard.lasts(100.0 + DOUBTED_FOR) < 101.0
     assert guard.reason(left, 199.0 + DOUBTED_FOR)
     assert guard.reason(left, 201.0 + DOUBTED_FOR) == ""
+    assert guard.lasts(201.0 + DOUBTED_FOR) == 0
 
+    guard = Guard()
     left = vanish(guard, 5, 10, 900.0)
     assert guard.reason(left, 901.0)
-    guard.confirm()
+    guard.confirm([], 901.0)
     assert guard.reason(left, 901.0) == ""
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_those_that_have_not_answered_since_are_no_reason_to_doubt_again(confirmed):
+    guard = Guard()
+    left = vanish(guard, 40, 100)
+    now = 101.0 if confirmed else 101.0 + DOUBTED_FOR
+    if confirmed:
+        guard.confirm([], now)
+    assert guard.reason(left, now) == ""
+    for number in range(40, 80):
+        guard.vanished(f"branch-{number}", 99 - number, now + 1)
+        assert guard.reason(99 - number, now + 1) == ""
+    for number in range(90, 99):
+        guard.answered(f"branch-{number}")
+        guard.vanished(f"branch-{number}", 110 - number, now + 2)
+    assert "vanished" in guard.reason(11, now + 2)
+
+    again = Guard()
+    again.confirm([], now)
+    left = vanish(again, 40, 100, now + EXCUSED_FOR)
+    assert "vanished" in again.reason(left, now + EXCUSED_FOR + 1)
+
+
+def test_who_is_missed_and_for_how_long():
+    guard, down = Guard(), Down("a", 1, CLOSED)
+    closed = roster(announcement(), down, now=100.0).get("a")
+    assert not guard.misses(roster(announcement()).get("a"), 0.0)
+    assert guard.misses(roster(announcement(), Down("a", 1, SILENT)).get("a"), 2 * MISSED_FOR)
+    assert not guard.misses(roster(announcement(state=CLOSED)).get("a"), 0.0)
+    assert not guard.misses(roster(announcement(state=CLOSED, sequence=2), down).get("a"), 0.0)
+    assert guard.misses(closed, 99.0 + MISSED_FOR)
+    assert not guard.misses(closed, 100.0 + MISSED_FOR)
+    guard.confirm(["a"], 100.0)
+    assert not guard.misses(closed, 101.0)
+    guard.returned("a")
+    assert guard.misses(closed, 101.0)
 
 
 def test_after_a_lost_connection_nothing_is_concluded_for_a_while():

@@ -1,11 +1,13 @@
 """Who looks after an app's replicas, and what counts as missing."""
 
 from collections import Counter
+from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from branchd.core.replicas import controller, missing, replica
+from branchd.core.replicas import Controllers, controller, missing, replica
 
 _branches = st.sets(st.text("0123456789abcdef", min_size=4, max_size=4), min_size=2, max_size=12)
 
@@ -22,6 +24,22 @@ def test_apps_are_shared_out_among_the_branches() -> None:
     counts = Counter(controller(f"app{number}", ["a", "b", "c", "d"]) for number in range(400))
     assert set(counts) == {"a", "b", "c", "d"}
     assert min(counts.values()) > 60
+
+
+def test_controllers_are_worked_out_once_for_one_list_of_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def counting(app: str, branches: Sequence[str]) -> str | None:
+        asked.append(app)
+        return controller(app, branches)
+
+    monkeypatch.setattr("branchd.core.replicas.controller", counting)
+    controllers = Controllers()
+    for branches in (["a", "b", "c"], ["a", "b"]):
+        for _ in range(3):
+            for app in ("web", "shop"):
+                assert controllers.of(app, list(branches)) == controller(app, branches)
+    assert asked == ["web", "shop"] * 2
 
 
 def test_nobody_looks_after_apps_of_an_empty_neighbourhood() -> None:

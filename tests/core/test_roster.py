@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,6 +105,25 @@ def test_an_ended_branch_is_forgotten_after_a_while_and_stragglers_do_not_bring_
     assert not known.sweep(100.0 + 2 * LINGER).ended
 
 
+def test_what_was_learned_late_ages_as_if_it_had_been_heard_at_its_time():
+    learned = roster(Down("a", 1, CLOSED), announcement(), now=1000.0 - LINGER / 2)
+    assert learned.get("a").since == 1000.0 - LINGER / 2
+    assert learned.sweep(1000.0 + LINGER / 2).get("a") is None
+
+
+def test_what_waits_for_the_sweep_is_told_to_nobody():
+    known = roster(announcement(), announcement("b"), Down("a", 1, CLOSED), now=100.0)
+    assert {member.id for member in known.entries(range(256), 99.0 + LINGER)} == {"a", "b"}
+    assert {member.id for member in known.entries(range(256), 100.0 + LINGER)} == {"b"}
+
+
+def test_who_said_goodbye():
+    assert roster(announcement(state=CLOSED)).get("a").said_goodbye
+    assert roster(announcement(state=CLOSED), Down("a", 1, CLOSED)).get("a").said_goodbye
+    assert not roster(announcement(), Down("a", 1, CLOSED)).get("a").said_goodbye
+    assert not roster(announcement(state=CLOSED), Down("a", 2, CLOSED)).get("a").said_goodbye
+
+
 def test_two_live_branches_with_one_name_are_namesakes():
     known = roster(announcement(name="web"), announcement("b", name="web"), announcement("c"))
     assert known.namesakes() == {"web": ("a", "b")}
@@ -117,6 +134,5 @@ def test_rosters_differ_in_the_buckets_of_what_differs():
     known = roster(*(announcement(f"branch-{number}") for number in range(1000)))
     other = known.observe(announcement("branch-7", sequence=2), 1.0)
     (bucket,) = differing(known.digests.texts(), other.digests.texts())
-    assert "branch-7" in {member.id for member in known.entries([bucket])}
+    assert "branch-7" in {member.id for member in known.entries([bucket], 1.0)}
     assert differing(known.digests.texts(), known.digests.texts()) == ()
-    assert replace(other.get("branch-7"), heard=5.0).essence == other.get("branch-7").essence

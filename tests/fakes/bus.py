@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from branchd.branch.ports import BusState
 from branchd.core.errors import Conflict, Unavailable
+from branchd.core.peers import inbox
 from tests.fakes.connection import Connection
 
 WHERE = "memory://"
@@ -112,7 +113,7 @@ class MemoryBroker:
             return f"another branch with the id {bus.branch} is connected: give one of them a new id"
         connection = Connection(self, bus)
         self._connections.append(connection)
-        self.bind(connection, [f"b.{bus.branch}"])
+        self.bind(connection, [inbox(bus.branch)])
         return connection
 
     def bind(self, connection: Connection, keys: Collection[str]) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from branchd.branch.records import (
+    REQUEST,
     AppRecord,
+    AuthoredRecord,
     Change,
     EventRecord,
     Expire,
@@ -15,6 +17,7 @@ from branchd.branch.records import (
     Record,
     Remember,
     RemoveApp,
+    RemoveAuthored,
     RemoveEntry,
     RemoveInstance,
     RemoveOutcome,
@@ -30,7 +33,10 @@ from branchd.core.stamps import Entry
 #: records by their class and key
 Tables = dict[type, dict[Any, Any]]
 
-_KINDS = (AppRecord, QueueRecord, InstanceRecord, RunRecord, TokenRecord, EventRecord, OutcomeRecord, Entry, Remember)
+_KINDS = (
+    AppRecord, AuthoredRecord, QueueRecord, InstanceRecord, RunRecord, TokenRecord, EventRecord, OutcomeRecord, Entry,
+    Remember,
+)  # fmt: skip
 
 
 class MemoryStore:
@@ -40,13 +46,14 @@ class MemoryStore:
         self.full = False  #: as if the disk were full: no write is kept
         self.writes: list[tuple[Change, ...]] = []  #: what was kept, in order
         self._branch_id = branch_id
-        self._last_event = 0
+        self._last_event = self._last_expired = 0
         self._tables: Tables = {kind: {} for kind in _KINDS}
 
     def load(self) -> Snapshot:
         return Snapshot(
             branch_id=self._branch_id,
             apps=self._sorted(AppRecord),
+            authored=self._sorted(AuthoredRecord),
             queues=self._sorted(QueueRecord),
             instances=self._sorted(InstanceRecord),
             runs=self._sorted(RunRecord),
@@ -63,6 +70,9 @@ class MemoryStore:
         tables = {kind: dict(records) for kind, records in self._tables.items()}
         for change in changes:
             _apply(tables, change)
+        if any(isinstance(change, Expire) for change in changes):
+            expired = self._tables[EventRecord].keys() - tables[EventRecord].keys()
+            self._last_expired = max([self._last_expired, *expired])
         self._tables = tables
         self._last_event = max([self._last_event, *tables[EventRecord]])
         self.writes.append(changes)
@@ -71,7 +81,7 @@ class MemoryStore:
         return [event for event in self._sorted(EventRecord) if event.id > after][:limit]
 
     async def first_event(self) -> int:
-        return min(self._tables[EventRecord], default=0)
+        return self._last_expired + 1
 
     def _sorted(self, kind: type) -> tuple[Any, ...]:
         return tuple(record for _, record in sorted(self._tables[kind].items()))
@@ -96,6 +106,8 @@ def _apply(tables: Tables, change: Change) -> None:
         case RemoveInstance(key):
             tables[InstanceRecord].pop(key, None)
             tables[RunRecord].pop(key, None)
+        case RemoveAuthored(app):
+            tables[AuthoredRecord].pop(app, None)
         case RemoveToken(identifier):
             tables[TokenRecord].pop(identifier, None)
         case RemoveOutcome(request):
@@ -106,14 +118,18 @@ def _apply(tables: Tables, change: Change) -> None:
             for request, outcome in list(tables[OutcomeRecord].items()):
                 if outcome.at < outcomes_before and (outcome.ended or outcome.instance is None):
                     del tables[OutcomeRecord][request]
-            for event in sorted(tables[EventRecord], reverse=True)[events:]:
-                del tables[EventRecord][event]
+            kept = sorted(tables[EventRecord].items(), reverse=True)
+            for requests in (True, False):
+                for event, _ in [one for one in kept if (one[1].type == REQUEST) is requests][events:]:
+                    del tables[EventRecord][event]
 
 
 def _key(record: Record) -> Any:
     match record:
         case AppRecord():
             return record.name
+        case AuthoredRecord():
+            return record.app
         case QueueRecord():
             return record.app, record.queue.name
         case InstanceRecord() | RunRecord():

@@ -132,6 +132,7 @@ async def test_a_daemon_that_is_killed_is_gone_and_finds_its_workers_and_their_n
     assert not (wrong := hosts.processes()), wrong
     listed = await left.client.instances()
     assert {item["name"] for item in listed["items"]}.isdisjoint(theirs)
+    assert (listed["partial"], listed["unreachable"]) == (True, ["right"])
 
     await right.start()
     await timed("all agree after a killed daemon was started again", AGREED, hosts.agree, measured)

@@ -38,7 +38,7 @@ class SimulatedDoor:
         match method, parts.path.split("/")[1:]:
             case "GET", ["v1", "instances"]:
                 items = [item for item in service.instances.list() if item.app == query["app"]]
-                return 200, {"items": encode(items), "next": None}
+                return 200, {"items": encode(items[: int(query["limit"])]), "next": None}
             case "GET", ["v1", "apps", app, "instances", name]:
                 await service.instances.wait(app, name, "ready", float(query.get("wait", "0").removesuffix("s")))
                 return 200, encode(service.instances.get(app, name))

@@ -4,6 +4,7 @@ Use it inside tests.simulation.loop.run. Each step of time is looked at by a Wit
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
@@ -37,6 +38,7 @@ class Neighbourhood:
         self._chance = Random(seed)
         self._local = local  #: each branch alone, without a broker
         self.count = 0  #: without clones
+        self._buried: Counter[tuple[int, str]] = Counter()  #: how often an app was deleted with all, and through whom
 
     # Branches
 
@@ -169,11 +171,12 @@ class Neighbourhood:
 
     async def create_pinned(self, branch: int, app: str, name: str, **spec: Any) -> str | BranchdError | Crashed:
         machine = self.machines[branch]
+        buried = self._buried[branch, app]
         try:
             made = await machine.call(lambda entrance: entrance.create_pinned(app, {"name": name, **spec}))
         except (BranchdError, Crashed) as error:
             return error
-        if not machine.stopping:
+        if not machine.stopping and self._buried[branch, app] == buried:
             self.witness.pin(machine, Key(app, made))
         return made
 
@@ -196,6 +199,7 @@ class Neighbourhood:
 
     async def delete_app(self, branch: int, app: str, *, cascade: bool = False) -> BranchdError | Crashed | None:
         if cascade:
+            self._buried[branch, app] += 1
             self.witness.buries(self.machines[branch], app)
         try:
             await self.machines[branch].call(lambda entrance: entrance.delete_app(app, cascade))

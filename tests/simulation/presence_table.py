@@ -211,7 +211,7 @@ class Simulation:
             self.rosters[one.id] = self.rosters[other.id]
 
     def _fill(self, source: Branch, target: Branch, buckets: tuple[int, ...]) -> None:
-        for member in self.rosters[source.id].entries(buckets):
+        for member in self.rosters[source.id].entries(buckets, self.now):
             if self.rosters[target.id].get(member.id) is not member:
                 for said in (member.announcement, member.down):
                     if said is not None:

@@ -128,7 +128,11 @@ async def live(story: Story) -> None:
 def seeded(seed: int) -> Iterator[None]:
     """Within it nobody draws a random text that another run of the same would not."""
     chance, real = Random(seed), secrets.token_hex
-    secrets.token_hex = lambda length=32: f"{chance.getrandbits(8 * length):0{2 * length}x}"
+
+    def token_hex(nbytes: int | None = None) -> str:
+        return chance.randbytes(32 if nbytes is None else nbytes).hex()
+
+    secrets.token_hex = token_hex
     try:
         yield
     finally:

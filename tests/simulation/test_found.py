@@ -141,3 +141,20 @@ async def test_replicas_are_fewer_when_a_host_that_was_away_returns() -> None:
         await three.quiet(120)
         running = sorted(key.name for machine in three.machines for key in machine.running())
         assert running == ["web-0", "web-1"]
+
+
+@simulate
+async def test_a_branch_is_found_again_after_a_clone_of_it_had_its_place() -> None:
+    async with neighbourhood(2) as two:
+        await two.advance(10)
+        original = two.machines[0]
+        while original.connected:
+            await two.remove_clones()
+            two.stop_broker()
+            await two.clone(0)
+            two.start_broker()
+            await two.advance(5)
+        assert two.machines[2].connected
+        await two.advance(20)
+        await two.remove_clones()
+        await two.quiet(two.quiet_time())

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from branchd.branch.records import AppRecord, Change, InstanceRecord, Put, Snapshot
+from branchd.core.lifecycle import State
 from branchd.core.stamps import Entry, EntryKind, Stamp
 from branchd.core.values import Identity, Key
 from tests.simulation.machine import Machine
@@ -155,11 +156,12 @@ class Witness:
         self._pinned[machine.number, key] = _identity(machine, key)
 
     def pin_running(self, machine: Machine) -> None:
-        running = machine.running()
-        for record in machine.kept().instances:
-            place = machine.number, record.key
+        """Those that were not being stopped when the daemon before this one ended."""
+        kept, processes = machine.kept(), machine.running()
+        running = {run.key for run in kept.runs if run.machine.state is State.RUNNING and run.key in processes}
+        for record in kept.instances:
             pinned = record.placed is None and not record.deleting
-            if pinned and record.key in running and place not in self._pinned:
+            if pinned and record.key in running and (machine.number, record.key) not in self._pinned:
                 self.pin(machine, record.key)
 
     def unpin(self, machine: Machine) -> None:

@@ -20,6 +20,12 @@ CREATE TABLE apps (
     created_at REAL NOT NULL
 ) WITHOUT ROWID;
 
+-- Which apps an operator of this branch wrote, and how: in apps or in entries, where others may write as well.
+CREATE TABLE authored (
+    app TEXT NOT NULL PRIMARY KEY,
+    digest TEXT NOT NULL
+) WITHOUT ROWID;
+
 CREATE TABLE queues (
     app TEXT NOT NULL REFERENCES apps (name) ON DELETE CASCADE,
     name TEXT NOT NULL,
@@ -117,5 +123,7 @@ CREATE TABLE outcomes (
     at REAL NOT NULL,
     app TEXT NOT NULL,
     instance TEXT,
-    ended INTEGER NOT NULL
+    ended INTEGER NOT NULL,
+    offerer TEXT NOT NULL,
+    origin TEXT NOT NULL
 ) WITHOUT ROWID;

@@ -87,7 +87,8 @@ async def _elsewhere(call: Call) -> Elsewhere:
     mesh, branch = call.neighbours, call.get(BRANCH)
     if mesh is None:
         return Elsewhere()
-    return await gather(call, mesh, [other for other in mesh.others() if matches(branch, other.name)], _place)
+    asked = [other for other in (*mesh.others(), *mesh.lost()) if matches(branch, other.name)]
+    return await gather(call, mesh, asked, _place)
 
 
 def _place(instance: Mapping[str, Any]) -> Place:

@@ -37,7 +37,7 @@ async def list_operations(call: Call) -> web.Response:
     mesh = call.neighbours
     elsewhere = Elsewhere()
     if mesh is not None:
-        elsewhere = await gather(call, mesh, mesh.others(), lambda one: (one["started_at"], one["id"]))
+        elsewhere = await gather(call, mesh, (*mesh.others(), *mesh.lost()), lambda one: (one["started_at"], one["id"]))
     return page(call, sorted(call.service.operations.list(), key=_place), _place, elsewhere=elsewhere)
 
 
@@ -81,7 +81,7 @@ async def undrain_branch(call: Call) -> web.Response:
     "POST", f"{_ACTIONS}/confirm", scope=Scope.OPERATE, returns={200: Branch}, raises=(Conflict,), about=About.BRANCH
 )
 async def confirm_absence(call: Call) -> web.Response:
-    """Says that branches which vanished all at once are gone: it concludes what it otherwise does not for 5 minutes."""
+    """Says that branches which are missing are gone: it concludes what it otherwise does not for 5 or 10 minutes."""
     _mesh(call).presence.confirm()
     return answer(call.service.branch())
 

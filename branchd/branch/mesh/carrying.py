@@ -150,7 +150,7 @@ class Carrier:
 
     # Answering
 
-    async def _serve(self, sender: Address, carried: Carried) -> Reply | Unserved:
+    async def _serve(self, sender: Address, carried: Carried) -> Reply | Unserved | None:
         of_sender = sum(answer.asker.id == sender.id for answer in self._open.values())
         if len(self._open) >= MOST or of_sender >= MOST_OF_ONE:
             return Unserved("too many requests of other branches are being answered; try again")
@@ -159,7 +159,7 @@ class Carrier:
         body = _bytes(carried.body)
         name = self._name_of(sender.id)
         scope = carried.scope if self._peer_scope.includes(carried.scope) else self._peer_scope
-        principal = Principal(carried.principal, scope, via=name, asked=carried.scope)
+        principal = Principal(carried.principal, scope, via=name, via_id=sender.id, asked=carried.scope)
         stream = secrets.token_hex(16)
         answer = _Answer(sender)
         self._open[stream] = answer
@@ -169,7 +169,7 @@ class Carrier:
             async with asyncio.timeout(BEGIN_WITHIN):
                 reply = await answer.reply
         except TimeoutError:
-            return Unserved(f"no answer has begun within {BEGIN_WITHIN:g} s")
+            log.warning("a carried request is given up: no answer has begun", target=carried.target[:200])
         finally:
             if isinstance(reply, Reply) and reply.stream is not None:
                 self._await_pull(stream)
@@ -196,6 +196,9 @@ class Carrier:
         except BranchdError as error:
             if answer.reply.done():
                 await answer.parts.put(_End(broken=True))
+            elif isinstance(error, NoAnswer):
+                log.warning("a carried request has no answer", target=carried.target[:200], reason=error.detail)
+                answer.reply.set_result(None)  # it may have been done: nothing that is true can be told
             else:
                 answer.reply.set_result(Unserved(error.detail))
         except Exception as error:
@@ -246,7 +249,9 @@ class _Answer:
     """One that is made here for another branch."""
 
     asker: Address
-    reply: asyncio.Future[Reply | Unserved] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    reply: asyncio.Future[Reply | Unserved | None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
     parts: asyncio.Queue[bytes | _End] = field(default_factory=lambda: asyncio.Queue(_KEPT))
     task: asyncio.Task[None] | None = None
     idle: asyncio.TimerHandle | None = None

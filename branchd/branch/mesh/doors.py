@@ -1,13 +1,23 @@
-"""How a branch that knows nobody finds somebody, without disturbing all. Which keys those are: core/presence.py."""
+"""How a branch that knows nobody finds somebody, and learns from it, without disturbing all.
 
-from collections.abc import Callable
+Which keys those are: core/presence.py.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import structlog
 
 from branchd.branch.mesh.link import Link
 from branchd.core.digests import point
-from branchd.core.errors import NoAnswer, NoRoute
+from branchd.core.errors import NoAnswer, NoRoute, Unavailable
 from branchd.core.peers import Address
 from branchd.core.presence import doors
 from branchd.wire.mesh import Ping
+
+log = structlog.get_logger(__name__)
+
+#: peers that are tried before it goes on without what they know; the periodic exchange makes up for that
+TRIES = 3
 
 #: seconds within which one of those who hold a door answers a knock
 KNOCK_WITHIN = 1.0
@@ -30,3 +40,21 @@ class Doors:
             except (NoRoute, NoAnswer):
                 continue
         return None
+
+    async def learn(
+        self, exchange: Callable[[Address, bool], Awaitable[None]], report: Callable[[Exception], None]
+    ) -> None:
+        """All that anybody knows; nothing where there is nobody, or none that answers. Unavailable."""
+        for _ in range(TRIES):
+            peer = await self.knock()
+            if peer is None:
+                return
+            try:
+                await exchange(peer, False)
+                return
+            except (NoRoute, NoAnswer) as error:
+                log.info("a peer did not tell what it knows", peer=peer.id, error=error.detail)
+            except Unavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - what this one tells is not to be had: another one will do
+                report(error)

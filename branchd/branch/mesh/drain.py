@@ -16,14 +16,14 @@ from branchd.branch.fleet import Fleet
 from branchd.branch.mesh.link import Link
 from branchd.branch.mesh.replicas import MARK
 from branchd.branch.operations import Operations, Progress
-from branchd.branch.records import InstanceRecord, Remember
+from branchd.branch.records import InstanceRecord, Remember, RemoveOutcome
 from branchd.branch.supervisor import Supervisor
 from branchd.core.access import Principal, Scope
 from branchd.core.errors import BranchdError, Conflict, NoRoute, Unavailable
 from branchd.core.peers import Address
 from branchd.core.spec import Wanted
 from branchd.core.values import Key
-from branchd.wire.mesh import Cancel, Handover, Here
+from branchd.wire.mesh import Cancel, Cancelled, Handover, Here
 from branchd.wire.resources import Operation, StepState
 
 log = structlog.get_logger(__name__)
@@ -47,6 +47,9 @@ READY_WITHIN = 120.0
 #: seconds for one message of a move
 ANSWER_WITHIN = 5.0
 
+#: seconds between the tries to take a replacement back: an hour in all
+TRIED_AGAIN = tuple(min(2.0**number, 300.0) for number in range(1, 20))
+
 #: seconds between two looks, after a start, for others to move to
 LOOK_EVERY = 1.0
 
@@ -64,15 +67,16 @@ class Draining:
         again: Callable[[Address], Address],
         offer: Callable[[Supervisor, str], Awaitable[Address]],
         ready: Callable[[Address, Key, float], Awaitable[str]],
-        release: Callable[[Key, bool], Awaitable[None]],
+        moves: Callable[[Key], None],
+        stays: Callable[[Key], None],
     ) -> None:
         """`drained`: what was remembered, "" for nothing. `changed`: the neighbours are to hear of it.
 
         `others`: whether other branches are known and can be asked.
         `again(owner)`: the address of that branch now: its daemon may have been started anew since it accepted.
         `offer(old, request)`: places a replacement anywhere else; NoCapacity and all that a create raises.
-        `ready(owner, key, seconds)`: waits for it there; why it is not, or "". `release(key, moving)`: while moving,
-        this branch says so of the name; after it this branch answers for the name no more.
+        `ready(owner, key, seconds)`: waits for it there; why it is not, or "". `moves` and `stays`: told to those who
+        ask for the name.
         """
         self.active = bool(drained)
         what, _, self._number = drained.partition(" ")
@@ -85,7 +89,8 @@ class Draining:
         self._again = again
         self._offer = offer
         self._ready = ready
-        self._release = release
+        self._moves = moves
+        self._stays = stays
 
     async def begin(self, principal: Principal, *, pinned: bool) -> Operation:
         """The operation; the one that is under way where there is one. `pinned`: those are stopped at the end."""
@@ -159,7 +164,7 @@ class Draining:
     async def _move(self, supervisor: Supervisor) -> str:
         """The name of the branch that has it now."""
         key, request = supervisor.key, self._request(supervisor.record)
-        await self._release(key, True)
+        self._moves(key)
         offering = asyncio.ensure_future(self._offer(supervisor, request))
         try:
             owner = await asyncio.shield(offering)
@@ -168,7 +173,7 @@ class Draining:
             return await _to_its_end(self._hand_over(supervisor, owner))
         except BaseException:
             await asyncio.shield(self._take_back(offering, request))
-            await self._release(key, False)
+            self._stays(key)
             raise
 
     def _request(self, old: InstanceRecord) -> str:
@@ -179,24 +184,42 @@ class Draining:
 
     async def _hand_over(self, supervisor: Supervisor, owner: Address) -> str:
         key = supervisor.key
-        async with self._fleet.lock(key.app):
-            if supervisor.record.deleting:  # by a person: then its replacement must not live either
-                raise Conflict("it is being deleted")
+        if not supervisor.record.deleting:
             here = await self._link.ask(self._again(owner), Handover(key.app, key.name), ANSWER_WITHIN)
             if not isinstance(here, Here):
                 raise Unavailable("its replacement did not take the name")
-            await self._fleet.begin_delete(supervisor)
-        return here.branch
+            async with self._fleet.lock(key.app):
+                if not supervisor.record.deleting:
+                    placed = supervisor.record.placed
+                    assert placed is not None
+                    # Who asks again after what the request made is told by the branch that has it now.
+                    forgotten = RemoveOutcome(placed.request)
+                    await self._fleet.begin_delete(supervisor, forgotten, by={"moved_to": here.branch})
+                    self._fleet.outcomes.remove(placed.request)
+                    return here.branch
+        raise Conflict("it is being deleted")  # by a person: then its replacement must not live either
 
     async def _take_back(self, offering: "asyncio.Future[Address]", request: str) -> None:
-        """Nothing is left of the replacement; where that cannot be told now, the two settle who stays later."""
+        """Nothing is left of the replacement; where that cannot be told now, it is tried again behind the drain."""
         await asyncio.wait([offering])  # it may just have been accepted
         if offering.cancelled() or offering.exception() is not None:
             return
+        if not await self._cancelled(offering.result(), request):
+            self._fleet.later(self._cancel_later(offering.result(), request))
+
+    async def _cancelled(self, owner: Address, request: str) -> bool:
         try:
-            await self._link.ask(self._again(offering.result()), Cancel(request), ANSWER_WITHIN)
+            return isinstance(await self._link.ask(self._again(owner), Cancel(request), ANSWER_WITHIN), Cancelled)
         except (NoRoute, Unavailable) as error:
-            log.warning("replacement not taken back", request=request, reason=error.detail)
+            log.warning("replacement not taken back yet", request=request, reason=error.detail)
+            return False
+
+    async def _cancel_later(self, owner: Address, request: str) -> None:
+        """Two of one name settle it themselves; but of one that a person deleted nothing may be left."""
+        for pause in TRIED_AGAIN:
+            await asyncio.sleep(pause)
+            if await self._cancelled(owner, request):
+                return
 
     async def _stop(self, progress: Progress, supervisor: Supervisor) -> None:
         """Its wanted state stays, so that it starts again with the daemon once the branch is not drained any more."""

@@ -93,14 +93,17 @@ class Hosting:
         """Unavailable where it cannot be told whether it was taken; the same offer again tells."""
         return await self._offer(offer, None)
 
-    async def cancel(self, cancel: Cancel) -> Cancelled:
+    async def cancel(self, cancel: Cancel, peer: Address | None = None) -> Cancelled:
         """What the request made is being deleted, and it makes nothing any more. StorageFailed."""
+        by = self._link.me.id if peer is None else peer.id
         async with self._lock(cancel.request):
             known = self._fleet.outcomes.get(cancel.request)
             if known is None:
-                await self._remember(OutcomeRecord(cancel.request, "", self._fleet.world.wall(), "", None))
-            elif known.instance is not None and not known.ended:
-                await self._undo(known, Key(known.app, known.instance))
+                now = self._fleet.world.wall()
+                await self._remember(OutcomeRecord(cancel.request, "", now, "", None, offerer=by))
+            elif known.instance is not None:
+                async with self._fleet.lock(known.app):
+                    await self._undo(cancel.request, by)
         return Cancelled()
 
     # For other branches
@@ -109,10 +112,13 @@ class Hosting:
         return judge_room(probe, self._standing(probe.app, peer=True))
 
     async def _peer_cancel(self, sender: Address, cancel: Cancel) -> Cancelled | None:
-        if self._policies.peer_scope is Scope.READ and self._fleet.outcomes.get(cancel.request) is not None:
-            log.warning("not cancelled: [auth] peer_scope is read", request=cancel.request, branch=sender.id)
+        known = self._fleet.outcomes.get(cancel.request)
+        lives = known is not None and known.instance is not None and not known.ended
+        if known is not None and lives and (self._policies.peer_scope is Scope.READ or known.offerer != sender.id):
+            why = "[auth] peer_scope is read" if known.offerer == sender.id else "another branch offered it"
+            log.warning("not cancelled", reason=why, request=cancel.request, branch=sender.id)
             return None
-        return await self.cancel(cancel)
+        return await self.cancel(cancel, sender)
 
     def _standing(self, app: str, *, peer: bool) -> Standing:
         read_only = peer and self._policies.peer_scope is Scope.READ
@@ -142,7 +148,7 @@ class Hosting:
                 made = self._known(offer)
                 supervisor = made or await self._take(offer, key, peer)
         except _No as no:
-            return Refusal(no.reason, no.detail, self.capacity.slots, self.capacity.reserved)
+            return Refusal(no.reason, no.detail)
         except Taken as taken:
             return await self._taken(offer, taken)
         if made is None:
@@ -153,7 +159,7 @@ class Hosting:
 
     def _known(self, offer: Offer) -> Supervisor | None:
         """What the request made here; None where it is new."""
-        known = self._fleet.outcomes.get(offer.request)
+        known = self._fleet.outcomes.find(offer.request)
         if known is None:
             return None
         if known.instance is None:
@@ -167,7 +173,7 @@ class Hosting:
 
     async def _taken(self, offer: Offer, taken: Taken) -> Accepted | Refusal:
         """The name is another branch's: by an earlier try of the same request, perhaps, whose outcome it knows."""
-        if taken.here.request == offer.request:
+        if offer.request in (taken.here.request, taken.here.origin):
             with contextlib.suppress(NoRoute, Unavailable):
                 answer = await self._link.ask(taken.holder, offer, ANSWER_WITHIN)
                 if isinstance(answer, Accepted):
@@ -175,7 +181,7 @@ class Hosting:
                 if isinstance(answer, Refusal):
                     return answer
             return Refusal(Reason.UNSURE, f"branch {taken.here.branch} took it, and does not answer")
-        return Refusal(Reason.NAME_TAKEN, taken.detail, self.capacity.slots, self.capacity.reserved)
+        return Refusal(Reason.NAME_TAKEN, taken.detail)
 
     async def _take(self, offer: Offer, key: Key, peer: Address | None) -> Supervisor:
         if faults := [fault for fault in (name_fault(key.app, "/app", "app name"),
@@ -197,7 +203,7 @@ class Hosting:
         with self._reserving(offer.request, key, spec.weight):  # no await since it was judged
             async with self._named(offer, key) as sure, self._fleet.lock(key.app):
                 self._check(key, raw, peer)  # definitions, and who is here, may have changed meanwhile
-                return await self._commit(offer, key, raw, sure)
+                return await self._commit(offer, key, raw, peer or self._link.me, sure)
 
     def _check(self, key: Key, raw: dict[str, Any], peer: Address | None) -> Spec:
         """Everything but room and the name elsewhere."""
@@ -254,14 +260,15 @@ class Hosting:
             await self._names.bind(key)
 
     async def _commit(
-        self, offer: Offer, key: Key, raw: dict[str, Any], sure: Callable[[], Awaitable[None]] | None
+        self, offer: Offer, key: Key, raw: dict[str, Any], by: Address, sure: Callable[[], Awaitable[None]] | None
     ) -> Supervisor:
         now = self._fleet.world.wall()
         placed = Placed(offer.request, offer.digest, offer.named, now, waiting=offer.moving)
         record = InstanceRecord(key, raw, 1, now, placed=placed)
-        outcome = OutcomeRecord(offer.request, offer.digest, now, key.app, key.name)
+        origin = offer.origin if offer.moving else ""
+        outcome = OutcomeRecord(offer.request, offer.digest, now, key.app, key.name, offerer=by.id, origin=origin)
         try:
-            return await self._fleet.add(record, outcome, sure)
+            return await self._fleet.add(record, outcome, sure, by={"principal": offer.principal, "branch": by.id})
         except Unavailable as failure:
             if self._fleet.find(key) is not None:
                 raise  # it could not be taken back: no refusal is true
@@ -270,16 +277,21 @@ class Hosting:
 
     # Taking back
 
-    async def _undo(self, outcome: OutcomeRecord, key: Key) -> None:
-        cancelled = replace(outcome, instance=None, at=self._fleet.world.wall())
-        async with self._fleet.lock(key.app):
-            found = self._fleet.find(key)
-            if found is None or found.record.deleting:
-                await self._remember(cancelled)
-            else:
-                await self._fleet.begin_delete(found, Put(cancelled))
-                self._fleet.outcomes.add(cancelled)
-            await self._names.give_up(key)
+    async def _undo(self, request: str, by: str) -> None:
+        """The caller holds the app's lock, and what it made may have ended while it waited for that."""
+        made = self._fleet.outcomes.get(request)
+        if made is None or made.instance is None or made.ended:
+            return
+        cancelled = replace(made, instance=None, at=self._fleet.world.wall())
+        found = self._fleet.find(Key(made.app, made.instance))
+        if found is None or found.record.deleting:
+            await self._remember(cancelled)
+        else:
+            asked = {"reason": "its creation was cancelled", "branch": by}
+            await self._fleet.begin_delete(found, Put(cancelled), by=asked)
+            self._fleet.outcomes.add(cancelled)
+        if found is not None:
+            await self._names.give_up(found)
 
     async def _remember(self, outcome: OutcomeRecord) -> None:
         await self._fleet.world.store.write(Put(outcome))

@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import structlog
 
 from branchd.branch.ports import Bus, BusState, Claim
-from branchd.core.errors import Invalid, NoAnswer, NoRoute, Unavailable
+from branchd.branch.tasks import Tasks
+from branchd.core.errors import Invalid, NoAnswer, NoRoute
 from branchd.core.peers import Address, inbox
 from branchd.wire import json
 from branchd.wire.decode import decode
-from branchd.wire.mesh import KINDS, LONGEST_MESSAGE, Message
+from branchd.wire.mesh import KINDS, LONGEST_MESSAGE, Message, sound
 from branchd.wire.sealing import Path, Rejected, Seal
 
 log = structlog.get_logger(__name__)
@@ -38,13 +39,13 @@ class Link:
     def __init__(self, bus: Bus, seal: Seal, me: Address) -> None:
         self.me = me
         self.dropped: Counter[str] = Counter()  #: messages, by why
+        self.tasks = Tasks("answering")
         self._bus = bus
         self._seal = seal
         self._statements: dict[type, Statement] = {}
         self._questions: dict[type, Question] = {}
         self._on_state: list[Callable[[BusState], None]] = []
         self._waiting: dict[str, Callable[[Address, Message], None]] = {}
-        self._at_work: set[asyncio.Task[None]] = set()
         self._closing = False
 
     # Who does what with messages; told before open()
@@ -53,7 +54,7 @@ class Link:
         self._statements[kind] = what
 
     def serve(self, kind: type[M], answer: Callable[[Address, M], Awaitable[Message | None]]) -> None:
-        """None: no answer is given. A BranchdError of it is logged, and gives none either."""
+        """None: no answer is given. An error of it is reported, and gives none either."""
         self._questions[kind] = answer
 
     def on_state(self, what: Callable[[BusState], None]) -> None:
@@ -67,10 +68,7 @@ class Link:
 
     async def close(self) -> None:
         self._closing = True  # what still comes in while it leaves is not begun
-        for task in list(self._at_work):
-            task.cancel()
-        if self._at_work:
-            await asyncio.wait(self._at_work)
+        await self.tasks.end()
         await self._bus.close()
 
     @property
@@ -175,7 +173,9 @@ class Link:
     def _take(self, sender: Address, parcel: Any) -> None:
         kind = KINDS[parcel["kind"]]
         message: Message = decode(kind, parcel["body"])
-        if "to" in parcel:
+        if not sound(message):
+            self.dropped["invalid"] += 1
+        elif "to" in parcel:
             answered = self._waiting.get(parcel["to"])
             if answered is None:
                 self.dropped["late"] += 1
@@ -189,29 +189,22 @@ class Link:
     def _hear(self, sender: Address, what: Statement, statement: Message) -> None:
         try:
             what(sender, statement)
-        except Exception:  # one bad statement must not end the bus's reading, nor count as garbage
-            log.exception("not heard", statement=type(statement).__name__)
+        except Exception as error:  # noqa: BLE001 - a bad one must not end the reading, nor count as garbage
+            self.tasks.report(error)
 
     def _answer(self, sender: Address, number: str, answer: Question, question: Message) -> None:
         if self._closing:
             return
-        if len(self._at_work) >= MOST_AT_WORK:
+        if len(self.tasks) >= MOST_AT_WORK:
             self.dropped["too many"] += 1
             return
 
         async def work() -> None:
-            try:
-                reply = await answer(sender, question)
-                if reply is not None:
-                    await self._post(sender, _pack(reply, to=number))
-            except (NoRoute, Unavailable) as error:
-                log.debug("not answered", question=type(question).__name__, error=error.detail)
-            except Exception:  # one bad question must not end the others' answers
-                log.exception("not answered", question=type(question).__name__)
+            reply = await answer(sender, question)
+            if reply is not None:
+                await self._post(sender, _pack(reply, to=number))
 
-        task = asyncio.get_running_loop().create_task(work())
-        self._at_work.add(task)
-        task.add_done_callback(self._at_work.discard)
+        self.tasks.begin(work())
 
 
 class _Asked:

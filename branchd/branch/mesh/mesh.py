@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from branchd.core.errors import BranchdError, Conflict, Fault, Invalid, NoAnswer
 from branchd.core.faults import name_fault
 from branchd.core.lifecycle import State
 from branchd.core.peers import Address, Announcement, BranchState
+from branchd.core.roster import Member
 from branchd.core.spec import Spec
 from branchd.core.values import Key, Truth
 from branchd.wire import json
@@ -47,8 +48,8 @@ INCARNATION = "incarnation"
 #: seconds of one look at how an instance elsewhere comes up
 SLICE = 10.0
 
-#: seconds that branches have to count their instances of an app
-COUNT_WITHIN = 2.0
+#: seconds that branches have to say whether they have instances of an app
+TOLD_WITHIN = 2.0
 
 #: who asks where nobody outside does
 OURSELVES = Principal("branchd", Scope.READ)
@@ -109,6 +110,7 @@ class Mesh:
             policies.name,
             branches=lambda: len(self.presence.others()) + 1,
             missing=self._missing,
+            doubt=lambda: self.presence.absence_doubted,
         )
         self._hosting = Hosting(
             self.link,
@@ -129,7 +131,8 @@ class Mesh:
             again=self._again,
             offer=self._move,
             ready=self._ready_there,
-            release=self._names.release,
+            moves=self._names.moves,
+            stays=self._names.stays,
         )
         self._placing = Placing(
             self.link, self._hosting, self._announcement(), self.presence.others, world.chance, world.wall
@@ -161,13 +164,13 @@ class Mesh:
 
     async def end(self) -> None:
         """Leaves; the others hear of it. What runs goes on."""
-        await self.replicas.end()
-        await self._replacing.end()
-        await self._gossip.end()
+        await self.replicas.tasks.end()
+        await self._replacing.tasks.end()
+        await self._gossip.tasks.end()
         await self.presence.end()
         self.carrier.close()
         await self.link.close()
-        await self._names.end()
+        await self._names.tasks.end()
 
     # Who is there
 
@@ -183,10 +186,13 @@ class Mesh:
         """The other branches, those found silent too, as they announced themselves; `state` is what is believed."""
         roster = self.presence.roster
         if self._neighbours[0] is not roster:
-            members = (*self.presence.others(), *self.presence.silent())
-            said = (replace(member.announcement, state=member.state) for member in members)
-            self._neighbours = roster, tuple(sorted(said, key=lambda one: (one.name, one.id)))
+            silent = (member for member in self.presence.missing() if member.state is BranchState.SILENT)
+            self._neighbours = roster, _said((*self.presence.others(), *silent))
         return self._neighbours[1]
+
+    def lost(self) -> Sequence[Announcement]:
+        """The branches that ended lately, and did not say that they go."""
+        return _said(member for member in self.presence.missing() if member.state is BranchState.CLOSED)
 
     def find(self, branch: str) -> Address | None:
         """Conflict where several have the name."""
@@ -204,6 +210,10 @@ class Mesh:
 
     def facts(self) -> MeshFacts:
         state = self.link.state
+        guarding = state.connected and self.presence.joined
+        parts = (
+            self.presence, self.presence.watching, self._gossip, self._names, self.replicas, self._replacing, self.link,
+        )  # fmt: skip
         return MeshFacts(
             connected=state.connected,
             where=state.where,
@@ -214,25 +224,28 @@ class Mesh:
             cluster=state.cluster,
             first_cluster=self._first_cluster,
             twin=self.presence.twin is not None,
-            guarding=state.connected and self.presence.joined and bool(self.presence.absence_doubted),
+            guarding=self.presence.absence_doubted if guarding else "",
+            guarding_for=self.presence.doubt_lasts,
             missing=tuple(self._missing()),
             clock_offset=self.presence.offset if self.others() else None,
             dropped=self.link.dropped + self.sharing.dropped,
+            failures=tuple(part.tasks.failures for part in parts),
         )
 
     async def instances_elsewhere(self, app: str) -> tuple[int, Sequence[str]]:
-        """How many other branches have, and the names of those that did not say."""
+        """On how many other branches there are any, and the names of those that did not say."""
         others = self.others()
-        counts = await asyncio.gather(*(self._count(other, app) for other in others))
-        silent = [other.name for other, count in zip(others, counts, strict=True) if count is None]
+        answers = await asyncio.gather(*(self._has_any(other, app) for other in others))
+        silent = [other.name for other, answer in zip(others, answers, strict=True) if answer is None]
+        silent += [other.name for other in self.lost()]
         if not self.link.connected:
             silent.append("all that this branch cannot reach without its broker")
-        return sum(count or 0 for count in counts), silent
+        return answers.count(True), silent
 
-    async def _count(self, other: Announcement, app: str) -> int | None:
-        target = f"/v1/instances?local=1&limit=1000&app={app}"
+    async def _has_any(self, other: Announcement, app: str) -> bool | None:
+        target = f"/v1/instances?local=1&limit=1&app={app}"
         try:
-            return len((await self._read(other.peer, target, COUNT_WITHIN))["items"])
+            return bool((await self._read(other.peer, target, TOLD_WITHIN))["items"])
         except (NoRoute, Unavailable):
             return None
 
@@ -299,10 +312,11 @@ class Mesh:
             raise Unavailable(f"whether the name is free cannot be told: {doubt}", "try again later")
 
     def _offer(
-        self, request: str, digest: str, key: Key, raw: Mapping[str, Any], by: str, *, named: bool, moving: bool = False
+        self, request: str, digest: str, key: Key, raw: Mapping[str, Any], by: str, *, named: bool, origin: str = ""
     ) -> Offer:
+        """`origin`: of one that moves."""
         entries = self._fleet.definitions.entries_of(key.app)
-        return Offer(request, digest, key.app, key.name, named, raw, by, moving, entries)
+        return Offer(request, digest, key.app, key.name, named, raw, by, bool(origin), entries, origin)
 
     # Replicas and moves
 
@@ -323,7 +337,9 @@ class Mesh:
     async def _move(self, old: Supervisor, request: str) -> Address:
         placed = old.record.placed
         assert placed is not None
-        offer = self._offer(request, placed.digest, old.key, old.record.spec, "drain", named=placed.named, moving=True)
+        origin, spec = self._fleet.outcomes.origin(placed.request), old.record.spec
+        # Named, so that it is asked for after each connection: where a hand-over's answer is lost, two have the name.
+        offer = self._offer(request, placed.digest, old.key, spec, "drain", named=True, origin=origin)
         return (await self._placing.place(offer, _probe(old.key.app, old.spec))).owner
 
     async def _ready_there(self, owner: Address, key: Key, seconds: float) -> str:
@@ -396,7 +412,7 @@ class Mesh:
         self._first_cluster = self._first_cluster or cluster
 
     def _missing(self) -> list[str]:
-        return sorted(member.name for member in self.presence.silent())
+        return sorted(member.name for member in self.presence.missing())
 
     def _name_of(self, branch: str) -> str:
         member = self.presence.roster.get(branch)
@@ -405,3 +421,8 @@ class Mesh:
 
 def _probe(app: str, spec: Spec) -> Probe:
     return Probe(app, spec.weight, spec.constraints, spec.spread)
+
+
+def _said(members: Iterable[Member]) -> tuple[Announcement, ...]:
+    said = (replace(member.announcement, state=member.state) for member in members)
+    return tuple(sorted(said, key=lambda one: (one.name, one.id)))

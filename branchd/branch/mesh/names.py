@@ -15,6 +15,8 @@ from branchd.branch.fleet import Fleet
 from branchd.branch.journal import Told
 from branchd.branch.mesh.link import Link
 from branchd.branch.ports import BusState, Claim
+from branchd.branch.supervisor import Supervisor
+from branchd.branch.tasks import Tasks
 from branchd.core.errors import Conflict, NoRoute, NotFound, StorageFailed, Unavailable
 from branchd.core.names import Holding, asks_per_second
 from branchd.core.peers import Address
@@ -57,7 +59,7 @@ def pinned_key(key: Key) -> str:
 
 
 class Names:
-    """Made before the link is opened; end() comes when it is closed."""
+    """Made before the link is opened; its tasks end when it is closed."""
 
     def __init__(
         self,
@@ -67,57 +69,57 @@ class Names:
         *,
         branches: Callable[[], int],
         missing: Callable[[], Sequence[str]],
+        doubt: Callable[[], str],
     ) -> None:
         """`branch`: the name of this one. `branches`: how many are known, this one too.
 
-        `missing`: the names of those known ones that are not connected now.
+        `missing`: the names of those known ones that are not connected now. `doubt`: why nothing may be concluded
+        from absence, or "".
         """
+        self.tasks = Tasks("names")
         self._link = link
         self._fleet = fleet
         self._branch = branch
         self._branches = branches
         self._missing = missing
+        self._doubt = doubt
         self._bound: set[str] = set()  #: at this connection
         self._taking: set[Key] = set()
         self._moving: set[Key] = set()  #: instances here whose replacements are being started elsewhere
-        self._given_up: set[Key] = set()  #: instances that still stop here, and whose name is another one's
+        self._given_up: dict[Key, str] = {}  #: whose name is another one's while they still stop here; by which request
         self._dirty: set[Key] = set()  #: whose keys may be bound otherwise than they should be
         self._work = asyncio.Event()
         self._connections = 0
         self._ready = False  #: all that was here when it connected is bound
         self._quiet_until = 0.0
-        self._life: asyncio.Task[None] | None = None
+        self._begun = False  #: there was a connection
         link.serve(WhereIs, self._where_is)
         link.hear(Knock, lambda _, __: None)  # that it arrives is all
         link.on_state(self._state)
         fleet.watchers.append(self.look)
-
-    async def end(self) -> None:
-        if self._life is not None:
-            self._life.cancel()
-            await asyncio.wait([self._life])
 
     # What this branch stands for
 
     def here(self, key: Key) -> Here | None:
         """What this branch says when it is asked for the instance; None where it is not its to answer."""
         supervisor = self._fleet.find(key)
-        if supervisor is None or key in self._given_up:
+        if supervisor is None or self._gave_up(supervisor):
             return None
         record = supervisor.record
         if record.placed is None:
             return Here(self._branch, "", "", record.created_at)
-        moving = key in self._moving or record.placed.waiting
-        return Here(self._branch, record.placed.request, record.placed.digest, record.placed.accepted_at, moving)
+        placed = record.placed
+        moving, origin = key in self._moving or placed.waiting, self._fleet.outcomes.origin(placed.request)
+        return Here(self._branch, placed.request, placed.digest, placed.accepted_at, moving, origin)
 
     def look(self, key: Key) -> None:
         """Something of this instance changed."""
         supervisor = self._fleet.find(key)
         if supervisor is None:
             self._moving.discard(key)
-            self._given_up.discard(key)
+            self._given_up.pop(key, None)
         elif supervisor.record.deleting and key in self._moving:
-            self._given_up.add(key)  # its replacement stands for the name
+            self._stop_standing_for(supervisor)  # its replacement does
         self._dirty.add(key)
         self._work.set()
 
@@ -126,7 +128,7 @@ class Names:
         if key in self._taking:
             return placed_key(key)
         supervisor = self._fleet.find(key)
-        if supervisor is None or key in self._given_up:
+        if supervisor is None or self._gave_up(supervisor):
             return None
         placed = supervisor.record.placed
         if placed is None:
@@ -144,18 +146,28 @@ class Names:
                 self._bound.discard(route)
                 self.look(key)
 
-    async def give_up(self, key: Key) -> None:
+    async def give_up(self, supervisor: Supervisor) -> None:
         """This branch does not stand for the name any more, though the instance still stops here."""
-        self._given_up.add(key)
-        await self._unbind(key)
+        self._stop_standing_for(supervisor)
+        await self._unbind(supervisor.key)
 
-    async def release(self, key: Key, moving: bool) -> None:
-        """While it moves, this branch says so of the name; once it is being deleted then, its replacement has it."""
-        if moving:
-            self._moving.add(key)
-        else:
-            self._moving.discard(key)
-            self._fleet.later(self._compare(key, told=True))  # its replacement may have got the name
+    def _stop_standing_for(self, supervisor: Supervisor) -> None:
+        if supervisor.record.placed is not None:
+            self._given_up[supervisor.key] = supervisor.record.placed.request
+
+    def _gave_up(self, supervisor: Supervisor) -> bool:
+        """A later instance of the same name is another request's, and not meant."""
+        placed = supervisor.record.placed
+        return placed is not None and self._given_up.get(supervisor.key) == placed.request
+
+    def moves(self, key: Key) -> None:
+        """From now on this branch says so of the name; once it is being deleted then, its replacement has the name."""
+        self._moving.add(key)
+
+    def stays(self, key: Key) -> None:
+        """It moves no more; its replacement may have got the name already."""
+        self._moving.discard(key)
+        self._fleet.later(self._contest(key))
 
     async def _unbind(self, key: Key) -> None:
         self._bound.discard(placed_key(key))
@@ -173,7 +185,7 @@ class Names:
         left = self._quiet_until - self._fleet.world.clock()
         if left > 0:
             return f"others may not be connected again yet; try again in {left:.0f} seconds"
-        return ""
+        return self._doubt()
 
     @contextlib.asynccontextmanager
     async def take(self, key: Key) -> AsyncIterator[Callable[[], Awaitable[None]]]:
@@ -238,41 +250,40 @@ class Names:
         self._connections += 1
         self._bound.clear()
         self._ready = False
-        if self._life is not None:
-            self._life.cancel()
+        self.tasks.cancel()
+        if self._begun:
             self._quiet_until = self._fleet.world.clock() + QUIET
         if state.connected:
-            self._life = asyncio.get_running_loop().create_task(self._live())
-            self._life.add_done_callback(_report)
+            self._begun = True
+            self._dirty.update(supervisor.key for supervisor in self._fleet.all())
+            self._work.set()
+            self.tasks.repeat(self._live, lambda: AGAIN)
 
     async def _live(self) -> None:
-        """Binds all, then asks after each named one, and binds what comes and goes meanwhile."""
-        self._dirty.update(supervisor.key for supervisor in self._fleet.all())
+        """Binds all that is here, then asks after each named one; and binds what comes and goes meanwhile."""
+        await self._work.wait()
         await self._flush()
-        self._ready = True
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._settle())
-            while True:
-                await self._work.wait()
-                self._work.clear()
-                await self._flush()
+        if not self._ready:
+            self._ready = True
+            self.tasks.begin(self._settle())
 
     async def _flush(self) -> None:
+        self._work.clear()
         while self._dirty:
             batch = [self._dirty.pop() for _ in range(min(BATCH, len(self._dirty)))]
-            wanted = {route for key in batch if (route := self._route(key)) is not None}
-            unwanted = {route for key in batch for route in (placed_key(key), pinned_key(key))} - wanted
             try:
+                wanted = {route for key in batch if (route := self._route(key)) is not None}
+                unwanted = {route for key in batch for route in (placed_key(key), pinned_key(key))} - wanted
                 if bind := wanted - self._bound:
                     await self._link.bind(*bind)
                     self._bound |= bind
                 if unbind := unwanted & self._bound:
                     await self._link.unbind(*unbind)
                     self._bound -= unbind
-            except Unavailable as error:
-                log.debug("names not bound yet", reason=error.detail)
+            except Exception:
                 self._dirty.update(batch)
-                await asyncio.sleep(AGAIN)
+                self._work.set()
+                raise
 
     # Two holders of one name
 
@@ -283,30 +294,44 @@ class Names:
                     await asyncio.sleep(1 / asks_per_second(self._branches()))
                     self._fleet.later(self._compare(supervisor.key, told=True))
 
+    async def _contest(self, key: Key) -> None:
+        """Until one of two has the name: a lost message must not leave it to both."""
+        alone = 0
+        while alone < ROUNDS and (mine := self.here(key)) is not None and not mine.moving:
+            alone = alone + 1 if await self._alone(key, told=True) else 0
+            await asyncio.sleep(AGAIN)
+
     async def _compare(self, key: Key, *, told: bool = False) -> None:
+        await self._alone(key, told)
+
+    async def _alone(self, key: Key, told: bool) -> bool:
         """Asks who else holds the name, and gives it up to one who had it earlier. `told`: they are to ask as well.
 
-        The answers decide and no question does: those are for who holds the key, so that an old one may be replayed.
+        Whether this branch answers and no other. The answers decide and no question does: those are for who holds the
+        key, so that an old one may be replayed.
         """
         mine = self.here(key)
         if mine is None or not mine.request:
-            return
+            return False
         try:
             answers = await self._link.gather(placed_key(key), WhereIs(key.app, key.name, held=told))
         except Unavailable as error:
             log.debug("name not compared", instance=str(key), reason=error.detail)
-            return
+            return False
         for holder, here in answers:
             if isinstance(here, Here):
                 self._meet(key, holder, here)
+        return {holder.id for holder, _ in answers} == {self._link.me.id}
 
     def _meet(self, key: Key, holder: Address, theirs: Here) -> None:
-        mine = self.here(key)
-        if holder.id == self._link.me.id or mine is None or not mine.request or not theirs.request:
+        mine, supervisor = self.here(key), self._fleet.find(key)
+        if holder.id == self._link.me.id or mine is None or supervisor is None:
             return
-        if mine.moving or theirs.moving or _holding(mine, self._link.me) < _holding(theirs, holder):
+        if not mine.request or not theirs.request or mine.moving or theirs.moving:
             return
-        self._given_up.add(key)
+        if _holding(mine, self._link.me) < _holding(theirs, holder):
+            return
+        self._stop_standing_for(supervisor)
         self._fleet.later(self._lose(key, mine.request, theirs.branch))
 
     async def _lose(self, key: Key, request: str, winner: str) -> None:
@@ -360,11 +385,6 @@ class Names:
         if missing := self._missing():
             raise Unavailable(f"no connected branch has {key}; not connected: {', '.join(sorted(missing))}")
         raise NotFound(f"no branch has {key}", f"branchctl ps '{key.app}:*' lists its instances")
-
-
-def _report(life: asyncio.Task[None]) -> None:
-    if not life.cancelled() and (error := life.exception()) is not None:
-        log.critical("names are not bound any more", error=f"{type(error).__name__}: {error}")
 
 
 def _holding(here: Here, at: Address) -> Holding:

@@ -21,6 +21,9 @@ class Neighbours(Protocol):
         closed are not.
         """
 
+    def lost(self) -> Sequence[Announcement]:
+        """Those that ended a short while ago and did not say that they go: what they had may run on, unseen."""
+
     def find(self, branch: str) -> Address | None:
         """One of others(), by its name or id, silent or not; Conflict where several have the name."""
 

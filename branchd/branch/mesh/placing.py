@@ -37,7 +37,7 @@ REMEMBERED, REMEMBERED_FOR = 10_000, 3600.0
 EXPLAINED = 1000
 
 
-class Host(Protocol):
+class Target(Protocol):
     """The target's side at this very branch."""
 
     def room(self, probe: Probe) -> Room: ...
@@ -60,19 +60,19 @@ class Placing:
     def __init__(
         self,
         link: Link,
-        host: Host,
+        here: Target,
         myself: Announcement,
         others: Callable[[], Sequence[Member]],
         chance: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        """`myself`: this branch as others see it while it takes instances; of now is what the host's room() says.
+        """`myself`: this branch as others see it while it takes instances; of now is what here.room() says.
 
         `others`: the roster without this branch, the same object as long as it has not changed. `chance`: uniform in
         [0, 1). `wall`: seconds since 1970.
         """
-        self.link = link
-        self.host = host
+        self._link = link
+        self._here = here
         self._addresses: dict[str, Address] = {}
         self._myself = myself
         self._others = others
@@ -90,7 +90,7 @@ class Placing:
 
         The same request, that is one with the same id, makes it at most once unless the outcome was unknown.
         """
-        create = _Create(self, self._placement(probe, offer), offer)
+        create = self._create(probe, offer)
         return await create.run(create.placement.begin())
 
     async def place_all(self, offers: Sequence[Offer], probe: Probe) -> list[Made | BranchdError]:
@@ -108,7 +108,7 @@ class Placing:
     async def _place_block(self, offers: Sequence[Offer], probe: Probe) -> list[Made | BranchdError]:
         running = asyncio.Semaphore(AT_ONCE)
         fresh = sum(self._target(offer.request) is None for offer in offers)
-        creates = [_Create(self, self._placement(probe, offer, fresh), offer) for offer in offers]
+        creates = [self._create(probe, offer, fresh) for offer in offers]
         leader = next((create for create in creates if self._target(create.offer.request) is None), None)
         first = None if leader is None else await leader.survey()
 
@@ -122,11 +122,13 @@ class Placing:
 
         return await asyncio.gather(*map(run, creates))
 
-    def _placement(self, probe: Probe, offer: Offer, creates: int = 1) -> Placement:
+    def _create(self, probe: Probe, offer: Offer, creates: int = 1) -> "_Create":
+        """One of so many that are new."""
         self._refresh()
         fitting = self._candidates.fitting(probe.constraints)
         earlier = self._target(offer.request)
-        return Placement(probe, fitting, self._books, self._chance, creates=creates, earlier=earlier)
+        placement = Placement(probe, fitting, self._books, self._chance, creates=creates, earlier=earlier)
+        return _Create(self, self._link, self._here, placement, offer)
 
     def _refresh(self) -> None:
         others = self._others()
@@ -168,10 +170,12 @@ class Placing:
 class _Create:
     """One create under way: does what its state machine says, and tells it what came of that."""
 
-    def __init__(self, placing: Placing, placement: Placement, offer: Offer) -> None:
+    def __init__(self, placing: Placing, link: Link, here: Target, placement: Placement, offer: Offer) -> None:
         self.placement = placement
         self.offer = offer
         self._placing = placing
+        self._link = link
+        self._here = here
         self._action: core.Action | None = None  #: decided while nobody waited for it
         self._decided: asyncio.Future[None] | None = None
         self._probes: set[asyncio.Task[None]] = set()
@@ -227,8 +231,8 @@ class _Create:
         if ask is not None:
             self._stop_patience()
             for branch in ask.branches:
-                if branch == self._placing.link.me.id:
-                    self._heard(core.Answered(branch, self._placing.host.room(self.placement.probe)))
+                if branch == self._link.me.id:
+                    self._heard(core.Answered(branch, self._here.room(self.placement.probe)))
                 else:
                     task = asyncio.get_running_loop().create_task(self._probe(branch))
                     self._probes.add(task)
@@ -252,7 +256,7 @@ class _Create:
         try:
             if address is None:
                 raise NoRoute("it left the roster")
-            room = await self._placing.link.ask(address, self.placement.probe, core.PROBE_TIMEOUT)
+            room = await self._link.ask(address, self.placement.probe, core.PROBE_TIMEOUT)
         except NoRoute:
             self._heard(core.Silent(branch, "is not connected"))
         except Unavailable as error:
@@ -274,15 +278,15 @@ class _Create:
     async def _offer(self, target: str) -> core.Event:
         placing = self._placing
         self._offered = address = placing.address(target)
-        local = address == placing.link.me
-        if address is None or not (local or placing.link.connected):
+        local = address == self._link.me
+        if address is None or not (local or self._link.connected):
             return Sign.NOT_ROUTED
         placing.remember(self.offer.request, target)
         try:
             if local:
-                answer: object = await placing.host.offer(self.offer)
+                answer: object = await self._here.offer(self.offer)
             else:
-                answer = await placing.link.ask(address, self.offer, OFFER_TIMEOUT)
+                answer = await self._link.ask(address, self.offer, OFFER_TIMEOUT)
         except NoRoute:
             return Sign.NOT_ROUTED
         except Unavailable:
@@ -302,10 +306,10 @@ class _Create:
         if address is None:
             return Sign.CANCEL_UNANSWERED
         try:
-            if address == placing.link.me:
-                answer: object = await placing.host.cancel(question)
+            if address == self._link.me:
+                answer: object = await self._here.cancel(question)
             else:
-                answer = await placing.link.ask(address, question, CANCEL_TIMEOUT)
+                answer = await self._link.ask(address, question, CANCEL_TIMEOUT)
         except (NoRoute, Unavailable):
             return Sign.CANCEL_UNANSWERED
         return Sign.CANCEL_ACKNOWLEDGED if isinstance(answer, Cancelled) else Sign.CANCEL_UNANSWERED

@@ -5,29 +5,29 @@ is watching.py's; the exchange by which a joiner learns of them, and that repair
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import structlog
 
-from branchd.branch.mesh.doors import Doors
+from branchd.branch.mesh.doors import TRIES, Doors
 from branchd.branch.mesh.link import Link
 from branchd.branch.mesh.watching import Watching
 from branchd.branch.ports import BusState
+from branchd.branch.tasks import Tasks
 from branchd.core.errors import Conflict, NoAnswer, NoRoute, Unavailable
 from branchd.core.peers import Address, Announcement, BranchState, Down
 from branchd.core.presence import Guard, ahead, due, joining_wait, material, news
-from branchd.core.roster import Member, Roster
+from branchd.core.roster import LINGER, Member, Roster
 from branchd.wire.mesh import Announce, Gone, Ping, Pong
 
 log = structlog.get_logger(__name__)
 
-#: peers that a joiner tries before it goes on without what they know; the periodic exchange makes up for that
-JOIN_TRIES = 3
-
-#: seconds until a join that failed at this branch (its store, its connection) is tried again
-JOIN_AGAIN = 2.0
+#: seconds until what failed at this branch (its store, its connection) is tried again
+AGAIN = 2.0
 
 #: seconds between two looks for those that ended long ago
 SWEEP_EVERY = 600.0
@@ -66,6 +66,7 @@ class Presence:
         self.joined = False  #: it knows what the others know; soon after it announces itself
         self.twin: Announcement | None = None  #: of another daemon with this branch's id, which must not be
         self.namesakes: Mapping[str, tuple[str, ...]] = {}  #: names that several live branches have, with their ids
+        self.tasks = Tasks("presence")
         self._link = link
         self._clock = clock
         self._wall = wall
@@ -75,20 +76,20 @@ class Presence:
         self._happened = happened
         self._guard = Guard()
         self._doors = Doors(link, chance)
-        self._watching = Watching(link, clock, chance, lambda: self.roster, lambda: self.absence_doubted, self._found)
+        self.watching = Watching(link, clock, chance, lambda: self.roster, lambda: self.absence_doubted, self._found)
         self._others: tuple[Member, ...] | None = None
+        self._absent: tuple[Member, ...] | None = None  #: that may be missing
         self._clocks: dict[str, float] = {}  #: by id, when this daemon's clock showed 0 by theirs, seconds since 1970
         self._said: Announcement | None = None
         self._said_at = 0.0
         self._drawn = 0.0  #: chance, of the next announcement's time
         self._early = False
+        self._raising = 0  #: the highest incarnation on its way to the disk
         self._first_at = 0.0  #: when a joiner announces
         self._sweep_at = clock() + SWEEP_EVERY
         self._told_doubt = ""
         self._was_connected = False
         self._poke = asyncio.Event()
-        self._running: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         link.hear(Announce, self._heard)
         link.hear(Gone, lambda _, gone: self.believe(gone.downs))
         link.serve(Ping, self._pinged)
@@ -99,19 +100,15 @@ class Presence:
     def begin(self, exchange: Callable[[Address, bool], Awaitable[None]]) -> None:
         """`exchange`: of all that is known with one peer; True: what is newer here, all are to hear."""
         self._exchange = exchange
-        self._running = asyncio.get_running_loop().create_task(self._run())
+        self.tasks.repeat(self._step, lambda: AGAIN * (0.5 + self._chance()))
 
     async def end(self) -> None:
         """Says that it goes; the link is to be closed after this."""
-        await self._watching.end()
-        tasks = [*self._tasks, *([self._running] if self._running else [])]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await self.watching.tasks.end()
+        await self.tasks.end()
         if self._said is not None and self._link.connected:
             self._announce(BranchState.CLOSED)
-        self.joined, self._said, self._running = False, None, None
+        self.joined, self._said = False, None
 
     # For the branch
 
@@ -127,9 +124,12 @@ class Presence:
             self._others = tuple(member for member in self.roster if member.live and member.id != self._link.me.id)
         return self._others
 
-    def silent(self) -> tuple[Member, ...]:
-        """The branches that should answer and do not."""
-        return tuple(member for member in self.roster if member.state is BranchState.SILENT)
+    def missing(self) -> tuple[Member, ...]:
+        """Those whose instances may be there though nobody can tell: silent, or ended lately without a goodbye."""
+        if self._absent is None:
+            self._absent = tuple(one for one in self.roster if not one.live and not one.said_goodbye)
+        now = self._clock()
+        return tuple(member for member in self._absent if self._guard.misses(member, now))
 
     def find(self, which: str) -> Member | None:
         """The branch with that id or name, unless it is closed. Conflict where several have the name."""
@@ -150,9 +150,14 @@ class Presence:
             return "this branch is not connected to the broker"
         return self._doubt() if self.joined else "this branch has not joined its neighbourhood yet"
 
+    @property
+    def doubt_lasts(self) -> float:
+        """Seconds that absence is doubted at most, if this branch keeps its connection."""
+        return self._guard.lasts(self._clock())
+
     def confirm(self) -> None:
         """An operator says that what vanished is gone."""
-        self._guard.confirm()
+        self._guard.confirm((member.id for member in self.roster if not member.live), self._clock())
         self._poke.set()
 
     @property
@@ -162,20 +167,28 @@ class Presence:
 
     # What is believed
 
-    def believe(self, said: Iterable[Announcement | Down]) -> None:
-        """Takes in what others say, in any order and however often."""
+    def believe(self, said: Iterable[Announcement | Down], ages: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Takes in what others say, in any order and however often.
+
+        `ages`: of branches that ended, by id, seconds since then; without it, now.
+        """
         before, now = self.roster, self._clock()
         moved = False
         for one in said:
             if one.id == self._link.me.id and self.joined:
                 self._of_myself(one)
                 continue
+            age = max(0.0, ages.get(one.id, 0.0))
+            if age >= LINGER:
+                continue  # who tells it is about to forget it
             was = self.roster.get(one.id)
-            self.roster = self.roster.observe(one, now)
+            self.roster = self.roster.observe(one, now - age)
             member = self.roster.get(one.id)
             if member is not None and member is not was:
                 moved |= was is None or (was.state, was.name) != (member.state, member.name)
                 if self.joined:
+                    if isinstance(one, Announcement):
+                        self._guard.answered(one.id)
                     self._changed(was, member, now)
         if self.roster is not before:
             self._roster_changed(moved)
@@ -189,13 +202,25 @@ class Presence:
 
     def _of_myself(self, said: Announcement | Down) -> None:
         if said.incarnation < self.incarnation:
+            if isinstance(said, Down) and self._said is None:
+                self._first_at = self._clock()  # an earlier life is missed, while this one still waits to say a word
+                self._poke.set()
             return
         if isinstance(said, Down):
-            self._begin(self._refute(said.incarnation))
-        elif said.boot != self._link.me.boot and said.state is not BranchState.CLOSED:
-            told, self.twin = self.twin, said
-            if told is None or told.boot != said.boot:
-                self._happened("branch.twin", {"branch": said.name, "id": said.id, "boot": said.boot})
+            self._raise_above(said.incarnation)
+        elif said.boot != self._link.me.boot:
+            told = self.twin
+            if said.state is not BranchState.CLOSED:
+                self.twin = said
+                if told is None or told.boot != said.boot:
+                    self._happened("branch.twin", {"branch": said.name, "id": said.id, "boot": said.boot})
+            if self._link.definite and self._link.connected:
+                self._raise_above(said.incarnation)  # the inbox is this one's, and the others look for the twin there
+
+    def _raise_above(self, incarnation: int) -> None:
+        if incarnation >= self._raising:
+            self._raising = incarnation + 1
+            self.tasks.begin(self._refute(self._raising))
 
     def _changed(self, was: Member | None, member: Member, now: float) -> None:
         if member.live:
@@ -207,9 +232,9 @@ class Presence:
 
     def _roster_changed(self, moved: bool) -> None:
         """`moved`: somebody came, went, or has another name."""
-        self._others = None
+        self._others = self._absent = None
         if moved:
-            self._watching.moved()
+            self.watching.moved()
             self._find_namesakes()
             self._poke.set()  # how many there are decides when to announce, and of what is missing it may be doubted
 
@@ -231,48 +256,39 @@ class Presence:
         if said.peer != sender:
             self._link.dropped["impostor"] += 1
             return
-        if sender != self._link.me:
-            self._clocks[said.id] = said.at - self._clock()
-            self._watching.heard(said.id)
         self.believe([said])
+        member = self.roster.get(said.id)
+        if member is not None and member.announcement is said:  # the latest: an old one tells no time
+            self._clocks[said.id] = said.at - self._clock()
+            self.watching.heard(said.id)
 
     async def _pinged(self, _: Address, __: Ping) -> Pong:
-        return Pong(self.incarnation)
+        return Pong()
 
     def _state(self, state: BusState) -> None:
         if state.connected and self._was_connected and self.joined:
             self._guard.reconnected(self._clock())
-            self._begin(self._return())
+            self.tasks.begin(self._return())
         self._was_connected |= state.connected
         self._poke.set()
 
     # Joining and returning
 
-    async def _run(self) -> None:
-        while not self.joined:
-            try:
-                await self._join()
-            except Unavailable as error:
-                log.info("not joined yet", error=error.detail)
-                await asyncio.sleep(JOIN_AGAIN * (0.5 + self._chance()))
-        while True:
-            self._poke.clear()
-            try:
-                pause = max(0.0, self._turn() - self._clock())
-            except Exception:  # a branch that says nothing more counts as silent, and its instances as lost
-                log.exception("one turn of presence failed")
-                pause = JOIN_AGAIN
-            try:
-                async with asyncio.timeout(pause):
-                    await self._poke.wait()
-            except TimeoutError:
-                pass
+    async def _step(self) -> None:
+        """Joins; then a turn, until the next one is due."""
+        if not self.joined:
+            await self._join()
+        self._poke.clear()
+        pause = max(0.0, self._turn() - self._clock())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._poke.wait()
 
     async def _join(self) -> None:
         while not self._link.connected:
             self._poke.clear()
             await self._poke.wait()
-        await self._learn()
+        await self._doors.learn(self._exchange, self.tasks.report)
         self.incarnation = max(self.incarnation, self.roster.incarnation(self._link.me.id)) + 1
         await self._remember(self.incarnation)
         await self._doors.hold()
@@ -280,23 +296,11 @@ class Presence:
         self.joined = True
         self._find_namesakes()
 
-    async def _learn(self) -> None:
-        """From anybody; from nobody where there is none, or none that answers."""
-        for _ in range(JOIN_TRIES):
-            peer = await self._doors.knock()
-            if peer is None:
-                return
-            try:
-                await self._exchange(peer, False)
-                return
-            except (NoRoute, NoAnswer) as error:
-                log.info("a peer did not tell what it knows", peer=peer.id, error=error.detail)
-
     async def _return(self) -> None:
         """The connection was lost, and is there again: what happened meanwhile?"""
         try:
             await self._doors.hold()
-            for _ in range(JOIN_TRIES):
+            for _ in range(TRIES):
                 if not (others := self.others()):
                     break
                 try:
@@ -310,15 +314,14 @@ class Presence:
             log.info("nobody told what happened meanwhile", error=error.detail)
 
     async def _refute(self, incarnation: int) -> None:
-        """Somebody found this branch ended."""
-        if incarnation < self.incarnation:
-            return
-        self.incarnation = incarnation + 1
+        """Somebody found this branch ended: it says that it is there, under an incarnation that is on disk by then."""
         try:
-            await self._remember(self.incarnation)
+            await self._remember(incarnation)
         except Unavailable as error:  # the others know it, and tell it to the next daemon
             log.warning("incarnation not remembered", error=error.detail)
-        self._announce()
+        if incarnation > self.incarnation:
+            self.incarnation = incarnation
+            self._announce()
 
     # Announcing and watching
 
@@ -329,7 +332,7 @@ class Presence:
             return now + SWEEP_EVERY
         if now >= self._announce_at():
             self._announce()
-        self._watching.turn(now)
+        self.watching.turn(now)
         self._tell_doubt()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_EVERY
@@ -337,7 +340,7 @@ class Presence:
                 self.roster = swept
                 self._roster_changed(moved=True)
             self._clocks = {member.id: at for member in self.others() if (at := self._clocks.get(member.id))}
-        return min(self._announce_at(), self._watching.wake, self._sweep_at)
+        return min(self._announce_at(), self.watching.wake, self._sweep_at)
 
     def _announce_at(self) -> float:
         if self._said is None:
@@ -376,16 +379,16 @@ class Presence:
             self._told_doubt = doubt
             self._happened("mesh.doubt" if doubt else "mesh.certain", {"reason": doubt} if doubt else {})
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     # For gossip
 
     def digests(self) -> tuple[str, ...]:
         return self.roster.digests.texts()
 
     def entries(self, buckets: Collection[int]) -> list[Announcement | Down]:
-        members = self.roster.entries(buckets)
+        members = self.roster.entries(buckets, self._clock())
         return [*(one.announcement for one in members), *(one.down for one in members if one.down is not None)]
+
+    def ages(self, said: Iterable[Announcement | Down]) -> Mapping[str, float]:
+        """Of those among them that ended, by id: seconds since then."""
+        now, members = self._clock(), (self.roster.get(one.id) for one in said)
+        return {member.id: now - member.since for member in members if member is not None and not member.live}

@@ -7,16 +7,13 @@ too many each branch stops by itself, and only what was made here: an instance t
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import structlog
-
 from branchd.branch.fleet import Fleet
-from branchd.core.errors import BranchdError
-from branchd.core.replicas import LOOK_EVERY, controller, missing, replica
-
-log = structlog.get_logger(__name__)
+from branchd.branch.tasks import Tasks
+from branchd.core.errors import BranchdError, NoCapacity
+from branchd.core.replicas import LOOK_EVERY, Controllers, missing, replica
 
 #: what the ids of requests begin with that were made here
 MARK = "replica-"
@@ -34,7 +31,7 @@ class Replicas:
         self,
         fleet: Fleet,
         me: str,
-        branches: Callable[[], Collection[str]],
+        branches: Callable[[], Sequence[str]],
         doubt: Callable[[], str],
         held: Callable[[str, str], Awaitable[bool]],
         create: Callable[[str, str], Awaitable[object]],
@@ -44,6 +41,7 @@ class Replicas:
 
         `held`: whether any branch has that instance; Unavailable. `create`: places it.
         """
+        self.tasks = Tasks("replicas")
         self._fleet = fleet
         self._me = me
         self._branches = branches
@@ -51,18 +49,14 @@ class Replicas:
         self._held = held
         self._create = create
         self._happened = happened
+        self._controllers = Controllers()
         self._since: dict[str, Mapping[str, float]] = {}  #: by app, since when which replica is missing
         self._counts: dict[str, int] = {}  #: as they were when this branch last looked
-        self._task: asyncio.Task[None] | None = None
+        self._failing: dict[tuple[str, str], type[BranchdError]] = {}  #: by app and replica, as it was told
 
     def begin(self) -> None:
         self._counts = {app: count for app, (count, _) in self._apps().items()}
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def end(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        self.tasks.repeat(self._step, lambda: 0.0)
 
     async def changed(self, app: str) -> None:
         """The app's definition was written at this branch: replicas that are newly wanted are not waited for."""
@@ -70,30 +64,32 @@ class Replicas:
             return  # it has no say on them: what is there stays
         count, _ = self._apps()[app]
         before, self._counts[app] = self._counts.get(app, 0), count
-        for index in range(before, count):
-            await self._make(app, replica(app, index))
+        await self._make(app, [replica(app, index) for index in range(before, count)])
         await self._retire(app, count)
 
     async def look(self) -> None:
         """Once at every app."""
         apps = self._apps()
         self._since = {app: since for app, since in self._since.items() if app in apps}
+        self._failing = {one: why for one, why in self._failing.items() if one[1] in self._since.get(one[0], ())}
         self._counts = {app: count for app, (count, _) in apps.items()}
-        for app in self._fleet.definitions.entries.apps:  # one may want none any more
-            await self._retire(app, apps[app][0] if app in apps else 0)
-        for app, (count, absence) in apps.items():
-            if controller(app, self._branches()) != self._me or self._doubt():
-                self._since.pop(app, None)
-            elif absence is not None:
-                await self._bring_back(app, count, absence)
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_EVERY)
+        for app in list(self._fleet.definitions.entries.apps):
+            await asyncio.sleep(0)  # of many apps and branches this is much at one time
             try:
-                await self.look()
-            except BranchdError as error:
-                log.warning("replicas not looked at", reason=error.detail)
+                await self._look_at(app, *apps.get(app, (0, None)))
+            except Exception as error:  # noqa: BLE001 - the others are looked at all the same
+                self.tasks.report(error)
+
+    async def _step(self) -> None:
+        await asyncio.sleep(LOOK_EVERY)
+        await self.look()
+
+    async def _look_at(self, app: str, count: int, absence: float | None) -> None:
+        await self._retire(app, count)
+        if absence is None or self._controllers.of(app, self._branches()) != self._me or self._doubt():
+            self._since.pop(app, None)
+        else:
+            await self._bring_back(app, count, absence)
 
     def _apps(self) -> dict[str, tuple[int, float | None]]:
         """How many of each app, and after how long a missing one is made again; None: never."""
@@ -104,15 +100,23 @@ class Replicas:
         present = [name for name in wanted if await self._held(app, name)]
         now = self._fleet.world.clock()
         self._since[app] = missing(self._since.get(app, {}), wanted, present, now)
-        for name, since in self._since[app].items():
-            if now - since >= absence and not self._doubt():
-                await self._make(app, name)
+        await self._make(app, [name for name, since in self._since[app].items() if now - since >= absence])
 
-    async def _make(self, app: str, name: str) -> None:
-        try:
-            await self._create(app, name)
-        except BranchdError as error:
-            self._happened("replica.failed", app, name, {"reason": error.detail})
+    async def _make(self, app: str, names: Iterable[str]) -> None:
+        """Each of them, until there is no room for one; what fails is told once, however often it is tried."""
+        for name in names:
+            if self._doubt():
+                return
+            try:
+                await self._create(app, name)
+            except BranchdError as error:
+                if self._failing.get((app, name)) is not type(error):
+                    self._failing[app, name] = type(error)
+                    self._happened("replica.failed", app, name, {"reason": error.detail})
+                if isinstance(error, NoCapacity):
+                    return
+            else:
+                self._failing.pop((app, name), None)
 
     async def _retire(self, app: str, count: int) -> None:
         names = {replica(app, index) for index in range(count)}
@@ -121,4 +125,4 @@ class Replicas:
             made_here = record.placed is not None and record.placed.request.startswith(MARK)
             if made_here and not record.deleting and record.key.name not in names:
                 async with self._fleet.lock(app):
-                    await self._fleet.begin_delete(supervisor)
+                    await self._fleet.begin_delete(supervisor, by={"principal": PRINCIPAL})

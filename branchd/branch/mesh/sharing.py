@@ -2,29 +2,28 @@
 
 How they converge is decided in core/definitions.py, and what differs in spite of all is found by gossip.py. A
 definition that comes from elsewhere is never refused: where it is wrong for an instance here, that instance is Unusable
-and says why.
+and says why. Who wrote it here, and so answers for it, is kept apart (Layers.authored), and nothing here changes that.
 """
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
 
 from branchd.branch.fleet import Fleet
 from branchd.branch.journal import Told
-from branchd.branch.layers import app_entry, app_of, queue_entry, readable, tombstone
+from branchd.branch.layers import app_entry, queue_entry, readable, tombstone
 from branchd.branch.mesh.link import Link
-from branchd.branch.records import AppRecord, Change, Put, RemoveApp, RemoveEntry
+from branchd.branch.records import AppRecord, Change, Put, RemoveApp, RemoveAuthored, RemoveEntry
+from branchd.branch.supervisor import Supervisor
 from branchd.core.definitions import merge
 from branchd.core.errors import Conflict, Unavailable
 from branchd.core.peers import Address
-from branchd.core.spec import Unusable
 from branchd.core.stamps import Entry, EntryKind, Stamp, credible, observe, tick
-from branchd.wire import json
-from branchd.wire.decode import encode
 from branchd.wire.mesh import Wrote
+from branchd.wire.portions import portions
 
 log = structlog.get_logger(__name__)
 
@@ -32,8 +31,8 @@ log = structlog.get_logger(__name__)
 #: ahead would win over what is written later elsewhere
 MOST_SKEW = 60.0
 
-#: bytes of the entries in one message, unless one entry alone is longer; a quarter of what a message may have
-PORTION = 1 << 20
+#: seconds within which one of the branches with instances of a deleted app writes it anew; a thousand may have some
+AGAIN_WITHIN = 2.0
 
 
 class Sharing:
@@ -47,6 +46,7 @@ class Sharing:
         self._entries = fleet.definitions.entries
         self._offset = offset
         self._last = self._entries.latest
+        self._waiting: set[str] = set()  #: deleted apps that another branch may write anew before this one does
         link.hear(Wrote, self._heard)
 
     async def begin(self) -> None:
@@ -110,17 +110,9 @@ class Sharing:
         self._fleet.reapply(app)
 
     async def settle(self, app: str) -> None:
-        """Where both layers say the same, the shared one is enough; not where an instance may not go by it."""
-        if self._definitions.twins(app) and self._suits(app):
+        """Where both layers say the same, the shared one is enough."""
+        if self._definitions.twins(app):
             await self._drop_own(app, [])
-
-    def _suits(self, app: str) -> bool:
-        """Whether what comes from elsewhere is allowed for all instances for which this branch's own is."""
-        shared = self._definitions.shared(app)
-        if shared is None:
-            return False
-        specs = [one.record.spec for one in self._fleet.of(app) if not isinstance(one.spec, Unusable)]
-        return not any(isinstance(self._definitions.standing(app_of(shared), spec), Unusable) for spec in specs)
 
     async def _drop_own(self, app: str, events: Sequence[Told]) -> None:
         await self._fleet.journal.commit(RemoveApp(app), events=events)
@@ -168,7 +160,7 @@ class Sharing:
             log.debug("definition not taken", app=entry.app[:80], branch=entry.stamp.branch[:80], reason=reason)
         return not reason
 
-    async def _merge(self, app: str, entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    async def _merge(self, app: str, entries: Iterable[Entry], *, waited: bool = False) -> tuple[Entry, ...]:
         async with self._fleet.lock(app):
             news = self._entries.news(entries)
             if not news:
@@ -181,6 +173,9 @@ class Sharing:
             if end is not None and end.cascade and self._keeps(app):
                 own = self._definitions.owned(app)
             elif end is not None and not end.cascade and self._lives(app) and not self._definitions.own(app):
+                if not waited:
+                    self._wait(app, news)
+                    return ()
                 again = self._again(end, news)
             taken = tuple(merge(news, again).values())
             changes = (*own, *map(Put, taken))
@@ -205,6 +200,19 @@ class Sharing:
 
     # Apps that were deleted, and instances of them here
 
+    def _wait(self, app: str, news: Iterable[Entry]) -> None:
+        """Before it is written anew: one branch with instances of it is enough, and what that writes is newer."""
+        if app not in self._waiting:
+            self._waiting.add(app)
+            self._fleet.later(self._after_others(app, news))
+
+    async def _after_others(self, app: str, news: Iterable[Entry]) -> None:
+        try:
+            await asyncio.sleep(AGAIN_WITHIN * self._fleet.world.chance())
+        finally:
+            self._waiting.discard(app)
+        await self._merge(app, news, waited=True)
+
     def _again(self, end: Entry, news: Iterable[Entry]) -> tuple[Entry, ...]:
         """The app with its queues, written anew: who deleted it could not know that it has instances here."""
         newer = {entry.name for entry in news if entry.stamp != end.stamp}
@@ -220,16 +228,23 @@ class Sharing:
 
     def _keeps(self, app: str) -> bool:
         """Whether it has instances here that no other branch deletes."""
-        return any(one.record.placed is None and not one.record.deleting for one in self._fleet.of(app))
+        return any(not (self._goes(one) or one.record.deleting) for one in self._fleet.of(app))
+
+    def _goes(self, supervisor: Supervisor) -> bool:
+        """With its app, where another branch deletes that: nothing that others may not have here in the first place."""
+        return supervisor.record.placed is not None and not self._definitions.peer_faults(supervisor.spec)
 
     async def _bury(self, end: Entry) -> None:
         """Its placed instances here go too, where the tombstone says so."""
         async with self._fleet.lock(end.app):
             if self._entries.get((EntryKind.APP, end.app, "")) != end:
                 return  # it was written again meanwhile
+            all_go = self._definitions.bare(end.app)  # else the definition was kept, for those that stay
+            why = {"reason": f"app {end.app} was deleted", "by": end.stamp.branch}
             for supervisor in self._fleet.of(end.app) if end.cascade else ():
-                if supervisor.record.placed is not None and not supervisor.record.deleting:
-                    await self._fleet.begin_delete(supervisor)
+                record = supervisor.record
+                if record.placed is not None and not record.deleting and (all_go or self._goes(supervisor)):
+                    await self._fleet.begin_delete(supervisor, by=why)
         await self._vacated(end.app)
 
     async def _vacated(self, app: str) -> None:
@@ -256,21 +271,7 @@ class Sharing:
 
     def _trim(self) -> None:
         if excess := self._entries.excess():
-            changes = [RemoveEntry(*key) for key in excess]
+            changes: list[Change] = [RemoveEntry(*key) for key in excess]
+            changes += [RemoveAuthored(app) for kind, app, _ in excess if not self._definitions.own(app)]
             self._definitions.apply(*changes)
             self._fleet.later(self._fleet.journal.commit(*changes))
-
-
-def portions(entries: Iterable[Entry], most: int = PORTION) -> Iterator[tuple[Entry, ...]]:
-    """In the same order, each as long as fits into one message."""
-    portion: list[Entry] = []
-    room = most
-    for entry in entries:
-        length = len(json.dumps(encode(entry)))
-        if portion and length > room:
-            yield tuple(portion)
-            portion, room = [], most
-        portion.append(entry)
-        room -= length
-    if portion:
-        yield tuple(portion)

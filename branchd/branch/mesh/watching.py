@@ -3,11 +3,11 @@
 When to ping and what is missing is decided in core/ring.py. What becomes of an accusation is presence.py's.
 """
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from branchd.branch.mesh.link import Link
+from branchd.branch.tasks import Tasks
 from branchd.core.errors import NoRoute, Unavailable
 from branchd.core.peers import BranchState, Down
 from branchd.core.ring import RETRY, TRIES, Ring, Watch
@@ -19,6 +19,14 @@ GIVEN_UP_AFTER = 60.0
 
 #: seconds within which a ping to this branch itself must come back before it accuses another
 MYSELF_WITHIN = 0.5
+
+
+@dataclass(eq=False, slots=True)
+class _Accusation:
+    """While this branch makes sure of itself."""
+
+    id: str
+    refuted: bool = False
 
 
 class Watching:
@@ -34,6 +42,7 @@ class Watching:
         found: Callable[[Down], None],
     ) -> None:
         """`doubt`: why nothing is concluded from absence, or "". `found`: told of each that ended."""
+        self.tasks = Tasks("watching")
         self._link = link
         self._clock = clock
         self._roster = roster
@@ -41,8 +50,7 @@ class Watching:
         self._found = found
         self._watch = Watch(clock(), chance())
         self._watched: tuple[str, ...] | None = None
-        self._accused: set[str] = set()  #: while this branch makes sure of itself
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._accusations: set[_Accusation] = set()
 
     @property
     def wake(self) -> float:
@@ -55,7 +63,8 @@ class Watching:
     def heard(self, id: str) -> None:
         """From itself: it is there, whatever its earlier life left unanswered."""
         self._watch.pong(id)
-        self._accused.discard(id)
+        for accusation in self._accusations:
+            accusation.refuted |= accusation.id == id
 
     def turn(self, now: float) -> None:
         if now < self.wake:
@@ -64,15 +73,9 @@ class Watching:
             self._watched = Ring.of(self._roster()).watched_by(self._link.me.id)
         turn = self._watch.tick(now, self._watched)
         for id in turn.pings:
-            self._begin(self._ping(id))
+            self.tasks.begin(self._ping(id))
         for id in turn.missing:
-            self._begin(self._accuse(id, BranchState.SILENT))
-
-    async def end(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+            self.tasks.begin(self._accuse(id, BranchState.SILENT))
 
     async def _ping(self, id: str) -> None:
         member = self._roster().get(id)
@@ -95,17 +98,14 @@ class Watching:
         member = self._roster().get(id)
         if member is None or not (member.live or state is BranchState.CLOSED) or self._doubt():
             return
-        self._accused.add(id)
+        accusation = _Accusation(id)
+        self._accusations.add(accusation)
         try:
             await self._link.ask(self._link.me, Ping(), MYSELF_WITHIN)
         except (NoRoute, Unavailable):
             return
+        finally:
+            self._accusations.discard(accusation)
         again = self._roster().get(id)
-        if id in self._accused and again is not None and again.peer == member.peer and not self._doubt():
+        if not accusation.refuted and again is not None and again.peer == member.peer and not self._doubt():
             self._found(Down(id, member.announcement.incarnation, state))
-        self._accused.discard(id)
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
