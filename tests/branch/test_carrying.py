@@ -12,7 +12,7 @@ from branchd.branch.mesh.carrying import Carrier
 from branchd.branch.mesh.link import Link
 from branchd.branch.ports import Served
 from branchd.core.access import Principal, Scope
-from branchd.core.errors import Denied, NoAnswer, NoRoute, Unavailable
+from branchd.core.errors import Denied, Invalid, NoAnswer, NoRoute, Unavailable
 from branchd.core.peers import Address
 from branchd.wire.mesh import CHUNK, LONGEST_MESSAGE, Carried, HangUp, Piece, Pull, Unserved
 from tests.fakes.bus import MemoryBroker
@@ -310,12 +310,12 @@ async def test_where_nobody_tells_who_holds_a_key_it_is_not_asked() -> None:
     assert there.door.asked == []
 
 
-async def test_requests_of_others_are_bounded_and_more_is_told_in_words(
+async def test_what_others_follow_is_bounded_told_in_words_and_leaves_room_for_requests(
     two: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = two
     there.door.finite = False
-    monkeypatch.setattr(carrying, "MOST_OF_ONE", 2)
+    monkeypatch.setattr(carrying, "MOST_FOLLOWED_OF_ONE", 2)
 
     @asynccontextmanager
     async def stream() -> AsyncIterator[None]:
@@ -323,12 +323,20 @@ async def test_requests_of_others_are_bounded_and_more_is_told_in_words(
             yield
 
     async with stream(), stream():
-        with pytest.raises(Unavailable, match=r"branch-b: too many requests"):
+        with pytest.raises(Unavailable, match=r"branch-b: too much is being followed"):
             async with stream():
                 pass
+        there.door.finite = True
+        async with stream():  # what is asked is answered
+            pass
+        there.door.finite = False
     await until(lambda: there.door.open == 0)
     async with stream():
-        monkeypatch.setattr(carrying, "MOST", 1)
+        monkeypatch.setattr(carrying, "MOST_FOLLOWED", 1)
+        with pytest.raises(Unavailable, match="too much is being followed"):
+            async with stream():
+                pass
+        monkeypatch.setattr(carrying, "MOST", 0)
         with pytest.raises(Unavailable, match="too many requests"):
             async with stream():
                 pass
@@ -372,3 +380,13 @@ async def test_the_longest_body_fits_a_message(two: tuple[Side, Side], broker: M
         await body(served)
     assert there.door.asked[0].body == data
     assert max(sizes) <= LONGEST_MESSAGE
+
+
+@pytest.mark.parametrize("text", ["\xe9", "\udcff", "a\nb"])
+async def test_headers_that_cannot_travel_are_refused_before_they_are_sent(two: tuple[Side, Side], text: str) -> None:
+    here, there = two
+    with pytest.raises(Invalid) as refused:
+        async with here.carrier.carry(there.me, ADMIN, "POST", "/v1/x", {"Idempotency-Key": text}):
+            pass
+    assert [fault.pointer for fault in refused.value.faults] == ["idempotency-key:"]
+    assert there.door.asked == []

@@ -605,7 +605,7 @@ async def test_an_app_that_is_being_deleted_gets_no_new_instances():
         one = await a.pinned("web", "one")
         deletion = asyncio.create_task(a.apps.delete("web", cascade=True))
         while not one.record.deleting:
-            await asyncio.sleep(0)
+            await one.changed()
         with pytest.raises(Conflict, match="app web was deleted"):
             await a.pinned("web", "two")
         await deletion

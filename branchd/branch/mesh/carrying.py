@@ -17,7 +17,7 @@ import structlog
 from branchd.branch.mesh.link import Link
 from branchd.branch.ports import Door, Served
 from branchd.core.access import Principal, Scope
-from branchd.core.errors import BranchdError, Denied, NoAnswer, NoRoute, Unavailable
+from branchd.core.errors import BranchdError, Denied, Fault, Invalid, NoAnswer, NoRoute, Unavailable
 from branchd.core.peers import Address
 from branchd.wire.mesh import CHUNK, LONGEST_MESSAGE, Carried, HangUp, Message, Piece, Pull, Reply, Unserved
 
@@ -30,11 +30,11 @@ RETURNED = frozenset({"content-type", "etag", "location", "retry-after", "allow"
 #: bytes of a request's body: as base64, with all that is sent beside it, it fits one message
 LONGEST_BODY = (LONGEST_MESSAGE - (128 << 10)) // 4 * 3
 
-#: carried requests that are answered here at one time, their pulled streams included; each costs two descriptors
-MOST = 200
+#: carried requests that are answered here at one time, and of those the ones of one branch; each costs two descriptors
+MOST, MOST_OF_ONE = 200, 64
 
-#: of those, the ones of one branch
-MOST_OF_ONE = 64
+#: beside them what is followed (logs, events): it may go on without end
+MOST_FOLLOWED, MOST_FOLLOWED_OF_ONE = 150, 50
 
 #: seconds in which an answer must begin; those who carry wait in slices that are shorter
 BEGIN_WITHIN = 60.0
@@ -86,7 +86,8 @@ class Carrier:
         """The answer of that branch's API, as far as it is read within the block.
 
         NoRoute: it is not there. Unavailable: it was not asked, or did not begin. NoAnswer: it was asked, and what came
-        of it is not known; while the body is read: the rest does not come. Denied for what was carried here itself.
+        of it is not known; while the body is read: the rest does not come. Denied for what was carried here itself, and
+        Invalid for headers that cannot travel.
         """
         carried = _parcel(principal, method, target, headers, body)
         async with self._answer(lambda: self._ask(to, carried, timeout)) as (_, served):
@@ -151,8 +152,7 @@ class Carrier:
     # Answering
 
     async def _serve(self, sender: Address, carried: Carried) -> Reply | Unserved | None:
-        of_sender = sum(answer.asker.id == sender.id for answer in self._open.values())
-        if len(self._open) >= MOST or of_sender >= MOST_OF_ONE:
+        if self._full(sender, MOST, MOST_OF_ONE, followed=False):
             return Unserved("too many requests of other branches are being answered; try again")
         if not carried.target.startswith("/"):
             return Unserved("the request has no path")
@@ -177,6 +177,11 @@ class Carrier:
                 self._end(stream)
         return reply
 
+    def _full(self, sender: Address, most: int, most_of_one: int, *, followed: bool) -> bool:
+        """Who follows much must not keep anybody from asking."""
+        alike = [answer for answer in self._open.values() if answer.followed is followed]
+        return len(alike) >= most or sum(answer.asker.id == sender.id for answer in alike) >= most_of_one
+
     async def _work(self, answer: "_Answer", stream: str, principal: Principal, carried: Carried, body: bytes) -> None:
         """Has it answered here, and hands the answer over."""
         headers = _chosen(carried.headers, SENT)
@@ -184,8 +189,13 @@ class Carrier:
         try:
             async with door as served:
                 begun, whole = b"", False
-                if "content-length" in served.headers:  # else it comes as it happens, and may never end
+                if "content-length" in served.headers:
                     begun, whole = await _first(served.body)
+                elif self._full(answer.asker, MOST_FOLLOWED, MOST_FOLLOWED_OF_ONE, followed=True):
+                    answer.reply.set_result(Unserved("too much is being followed from other branches; try again"))
+                    return
+                else:
+                    answer.followed = True  # it comes as it happens, and may never end
                 head, returned = _text(begun[:CHUNK]), _chosen(served.headers, RETURNED)
                 answer.reply.set_result(Reply(served.status, returned, head, None if whole else stream))
                 await answer.put(begun[CHUNK:])
@@ -255,6 +265,7 @@ class _Answer:
     parts: asyncio.Queue[bytes | _End] = field(default_factory=lambda: asyncio.Queue(_KEPT))
     task: asyncio.Task[None] | None = None
     idle: asyncio.TimerHandle | None = None
+    followed: bool = False
 
     async def put(self, data: bytes) -> None:
         """Waits until there is room for it."""
@@ -322,7 +333,11 @@ async def _first(body: AsyncIterator[bytes]) -> tuple[bytes, bool]:
 def _parcel(principal: Principal, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Carried:
     if principal.via is not None:
         raise Denied("what another branch carried here is not carried further", f"ask branch {principal.via} again")
-    return Carried(method, target, _chosen(headers, SENT), _text(body), principal.name, principal.scope)
+    sent = _chosen(headers, SENT)
+    if wrong := [name for name, text in sent.items() if not (text.isascii() and text.isprintable())]:
+        hint = "printable ASCII, where another branch is to answer"
+        raise Invalid([Fault(f"{name}:", "is not valid", hint) for name in wrong])
+    return Carried(method, target, sent, _text(body), principal.name, principal.scope)
 
 
 def _chosen(headers: Mapping[str, str], names: frozenset[str]) -> dict[str, str]:

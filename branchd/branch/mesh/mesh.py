@@ -45,6 +45,9 @@ from branchd.wire.spec import accept, effective
 #: the fact that is remembered
 INCARNATION = "incarnation"
 
+#: restarts after which a replacement that crashes is given up
+CRASHES = 3
+
 #: seconds of one look at how an instance elsewhere comes up
 SLICE = 10.0
 
@@ -265,6 +268,9 @@ class Mesh:
             request = secrets.token_hex(32) if key is None else request_id(principal, key)
             chosen = derived_name(app, request) if name is None else name
             named = name is not None or key is not None
+            if self._fleet.outcomes.get(request) is not None:
+                # It was made here, perhaps when this branch was alone.
+                self._placing.remember(request, self._membership.me.id)
             offers.append(self._offer(request, digest, Key(app, chosen), raw, principal.name, named=named))
         return await self._placing.place_all(offers, _probe(app, merged))
 
@@ -356,7 +362,8 @@ class Mesh:
             truths = {condition["type"]: condition["status"] for condition in status["conditions"]}
             if status["state"] == State.RUNNING and truths.get(ConditionType.READY) == Truth.TRUE:
                 return ""
-            if status["state"] in (State.FATAL, State.EXITED):
+            crashing = status["state"] == State.BACKOFF and status["restarts"] >= CRASHES
+            if crashing or status["state"] in (State.FATAL, State.EXITED):
                 return f"it is {status['state']} at branch {seen['branch']}: {status['reason'] or 'it has ended'}"
         return f"not within {seconds:g} s"
 
