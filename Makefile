@@ -24,7 +24,7 @@ demo: .venv/.demo
 	$(BIN)/branchd demo $(ARGS)
 
 test: .venv/.dev .venv/.packages
-	$(BIN)/pytest -m "not faults and not soak" $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not faults and not soak" $(ARGS)
 
 faults soak: .venv/.dev .venv/.packages
 	$(BIN)/pytest -m $@ $(ARGS)

@@ -161,13 +161,13 @@ class Apps:
             record = definitions.app(app)
             self._expect(record, match)
             self._check_deletable(app, cascade)
-            if sharing is not None and record.stamp is not None:
-                stamp = sharing.stamp()
+            stamp = None if sharing is None or record.stamp is None else sharing.stamp()
+            instances = self._fleet.of(app)
+            for supervisor in instances:  # first: none is left behind by a daemon that ends before the next commit
+                await self._fleet.begin_delete(supervisor)
+            if sharing is not None and stamp is not None:
                 entries = [tombstone(entry, stamp, cascade=cascade) for entry in definitions.entries_of(app)]
                 await sharing.write(entries, RemoveAuthored(app), events=[("app.deleted", app, None, {})])
-            instances = self._fleet.of(app)
-            for supervisor in instances:
-                await self._fleet.begin_delete(supervisor)
         for supervisor in instances:
             while self._fleet.find(supervisor.key) is supervisor:
                 await supervisor.changed()

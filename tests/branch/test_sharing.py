@@ -613,6 +613,22 @@ async def test_an_app_that_is_being_deleted_gets_no_new_instances():
 
 
 @simulate
+async def test_a_daemon_that_ends_in_the_middle_of_a_cascade_leaves_no_instance_without_its_app(monkeypatch):
+    async with three() as (_, a, _b, _c):
+        await a.apps.put("web", WEB)
+        one = await a.pinned("web", "one")
+
+        async def killed(*_: object, **__: object) -> None:
+            raise StorageFailed("killed")
+
+        monkeypatch.setattr(a.sharing, "write", killed)
+        with pytest.raises(StorageFailed):
+            await a.apps.delete("web", cascade=True)
+        assert one.record.deleting
+        assert a.definitions.shared("web") is not None
+
+
+@simulate
 async def test_a_cascade_that_is_overtaken_by_a_new_definition_takes_nothing():
     async with three() as (_, a, b, _c):
         await a.apps.put("web", WEB)
