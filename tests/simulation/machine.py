@@ -125,7 +125,8 @@ class Machine:
             store=Mortal(Disk(self, self._chance), life),
             channel=Mortal(FakeChannel(), life),
             host=FakeHost(),
-            drivers={Kind.COMMAND: CommandDriver()},
+            # An instance whose app was deleted while it went is of the default kind.
+            drivers={kind: CommandDriver() for kind in Kind},
             clock=self._clock,
             wall=self.wall,
             chance=self._chance.random,

@@ -1,13 +1,13 @@
 """A branch in its neighbourhood: the parts of this package put together, and what the API asks of them."""
 
 import asyncio
-import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from branchd.branch.fleet import Fleet
 from branchd.branch.mesh.carrying import ANSWER_WITHIN, Carrier
+from branchd.branch.mesh.creating import Creating
 from branchd.branch.mesh.drain import DRAINING, Draining
 from branchd.branch.mesh.gossip import Gossip
 from branchd.branch.mesh.hosting import Hosting
@@ -16,31 +16,24 @@ from branchd.branch.mesh.names import Names, placed_key
 from branchd.branch.mesh.placing import Made, Placing
 from branchd.branch.mesh.presence import Presence, Self
 from branchd.branch.mesh.replacing import Replacing
-from branchd.branch.mesh.replicas import PRINCIPAL, Replicas
-from branchd.branch.mesh.replicas import request as replica_request
+from branchd.branch.mesh.replicas import Replicas
 from branchd.branch.mesh.sharing import Sharing
 from branchd.branch.operations import Operations
-from branchd.branch.outcomes import derived_name, request_digest, request_id
 from branchd.branch.ports import Bus, Door
 from branchd.branch.records import Remember
-from branchd.branch.supervisor import Supervisor
 from branchd.branch.world import Policies
 from branchd.core.access import Principal, Scope
-from branchd.core.admission import Probe
 from branchd.core.capacity import Capacity
 from branchd.core.diagnosis import MeshFacts
-from branchd.core.errors import BranchdError, Conflict, Fault, Invalid, NoAnswer, NoRoute, NotFound, Unavailable
-from branchd.core.faults import name_fault
+from branchd.core.errors import BranchdError, NoAnswer, NoRoute, NotFound, Unavailable
 from branchd.core.lifecycle import State
 from branchd.core.peers import Address, Announcement, BranchState
 from branchd.core.roster import Member
-from branchd.core.spec import Spec
 from branchd.core.values import Key, Truth
 from branchd.wire import json
-from branchd.wire.mesh import Knock, Offer, WhereIs
+from branchd.wire.mesh import Knock, WhereIs
 from branchd.wire.resources import ConditionType, Explanation
 from branchd.wire.sealing import Seal
-from branchd.wire.spec import accept, effective
 
 #: the fact that is remembered
 INCARNATION = "incarnation"
@@ -124,6 +117,10 @@ class Mesh:
             draining=lambda: self.draining.active,
         )
         self._replacing = Replacing(self.link, fleet, self._names, self._hosting)
+        self._placing = Placing(
+            self.link, self._hosting, self._announcement(), self.presence.others, world.chance, world.wall
+        )
+        self._creating = Creating(fleet, self.link, self._placing, lambda: self.presence.absence_doubted)
         self.draining = Draining(
             fleet,
             self.link,
@@ -132,13 +129,10 @@ class Mesh:
             changed=self.presence.changed,
             others=lambda: self.link.connected and self.presence.joined and bool(self.presence.others()),
             again=self._again,
-            offer=self._move,
+            offer=self._creating.move,
             ready=self._ready_there,
             moves=self._names.moves,
             stays=self._names.stays,
-        )
-        self._placing = Placing(
-            self.link, self._hosting, self._announcement(), self.presence.others, world.chance, world.wall
         )
         self.carrier = Carrier(self.link, membership.door, policies.peer_scope, self._name_of)
         self.replicas = Replicas(
@@ -147,7 +141,7 @@ class Mesh:
             lambda: [membership.me.id, *(member.id for member in self.presence.others())],
             lambda: self.presence.absence_doubted,
             self._held,
-            self._replace,
+            self._creating.replace,
             happened,
         )
         fleet.watchers.append(lambda _: self.presence.changed())
@@ -258,71 +252,11 @@ class Mesh:
         self, principal: Principal, app: str, body: Any, keys: Sequence[str | None]
     ) -> Sequence[Made | BranchdError]:
         """A placed instance for each Idempotency-Key, None being one of its own. Invalid, NotFound, Conflict."""
-        spec = dict(body) if isinstance(body, dict) else {}
-        name = spec.pop("name", None)
-        raw, merged = self._judge(app, name, spec if isinstance(body, dict) else body)
-        self._check_sure(certain=name is not None or any(key is not None for key in keys))
-        digest = request_digest(app, body)
-        offers = []
-        for key in keys:
-            request = secrets.token_hex(32) if key is None else request_id(principal, key)
-            chosen = derived_name(app, request) if name is None else name
-            named = name is not None or key is not None
-            if self._fleet.outcomes.get(request) is not None:
-                # It was made here, perhaps when this branch was alone.
-                self._placing.remember(request, self._membership.me.id)
-            offers.append(self._offer(request, digest, Key(app, chosen), raw, principal.name, named=named))
-        return await self._placing.place_all(offers, _probe(app, merged))
+        return await self._creating.create(principal, app, body, keys)
 
     def explain(self, app: str, name: str) -> Explanation | None:
         """The last placement of that name that was asked of this branch."""
         return self._placing.explain(app, name)
-
-    def _judge(self, app: str, name: Any, given: Any) -> tuple[dict[str, Any], Spec]:
-        """The spec as it will be kept, and as it will be; every fault at once. What a branch allows is its own."""
-        definitions = self._fleet.definitions
-        record = definitions.app(app)
-        faults = []
-        if name is not None:
-            fault = name_fault(name, "/name", "instance name") if isinstance(name, str) else None
-            faults += [fault] if fault else []
-            faults += [] if isinstance(name, str) else [Fault("/name", f"{name!r:.60} is not text")]
-        raw: dict[str, Any] = {}
-        merged = Spec()
-        try:
-            raw = accept(given, {})
-            merged = effective(dict(record.spec), raw)
-        except Invalid as invalid:
-            faults += invalid.faults
-        if faults:
-            raise Invalid(faults)
-        if definitions.shared(app) is None:
-            raise Conflict(
-                f"app {app} is defined on this branch alone", f"branchctl app publish {app}, or create it with ?branch="
-            )
-        if definitions.conflict(app):
-            raise Conflict(
-                f"this branch has a definition of its own of app {app}", f"branchctl app adopt {app}, or publish {app}"
-            )
-        return raw, merged
-
-    def _check_sure(self, *, certain: bool) -> None:
-        """Whether it can be told who has a name, where that must be `certain`. Unavailable."""
-        if not self.link.connected:
-            why = self.link.state.why or "connecting"
-            raise Unavailable(
-                f"this branch is not connected to the broker: {why}",
-                "try again later, or create it on this branch for good, with ?local=1",
-            )
-        if certain and (doubt := self.presence.absence_doubted):
-            raise Unavailable(f"whether the name is free cannot be told: {doubt}", "try again later")
-
-    def _offer(
-        self, request: str, digest: str, key: Key, raw: Mapping[str, Any], by: str, *, named: bool, origin: str = ""
-    ) -> Offer:
-        """`origin`: of one that moves."""
-        entries = self._fleet.definitions.entries_of(key.app)
-        return Offer(request, digest, key.app, key.name, named, raw, by, bool(origin), entries, origin)
 
     # Replicas and moves
 
@@ -331,22 +265,6 @@ class Mesh:
         if self.link.definite:
             return await self.link.routed(key, Knock())
         return bool(await self.link.gather(key, WhereIs(app, name)))
-
-    async def _replace(self, app: str, name: str) -> None:
-        raw, merged = self._judge(app, name, {})
-        self._check_sure(certain=True)
-        offer = self._offer(
-            replica_request(), request_digest(app, {"name": name}), Key(app, name), raw, PRINCIPAL, named=True
-        )
-        await self._placing.place(offer, _probe(app, merged))
-
-    async def _move(self, old: Supervisor, request: str) -> Address:
-        placed = old.record.placed
-        assert placed is not None
-        origin, spec = self._fleet.outcomes.origin(placed.request), old.record.spec
-        # Named, so that it is asked for after each connection: where a hand-over's answer is lost, two have the name.
-        offer = self._offer(request, placed.digest, old.key, spec, "drain", named=True, origin=origin)
-        return (await self._placing.place(offer, _probe(old.key.app, old.spec))).owner
 
     async def _ready_there(self, owner: Address, key: Key, seconds: float) -> str:
         """Waits until it is ready there; why it is not, or ""."""
@@ -396,20 +314,20 @@ class Mesh:
         )
 
     def _announcement(self) -> Announcement:
-        """As the others see it while it takes instances."""
-        me, myself = self._membership.me, self._myself()
+        """As the others see it while it takes instances; as much of it as a placement looks at."""
+        me = self._membership.me
         return Announcement(
-            me.id,
-            me.boot,
-            myself.name,
-            0,
-            0,
-            BranchState.UP,
-            0.0,
-            myself.slots,
-            0,
-            self._version,
-            myself.labels,
+            id=me.id,
+            boot=me.boot,
+            name=self._policies.name,
+            incarnation=0,
+            sequence=0,
+            state=BranchState.UP,
+            at=0.0,
+            slots=self.capacity.slots,
+            reserved=0,
+            version=self._version,
+            labels=self._policies.labels,
         )
 
     async def _remember_incarnation(self, incarnation: int) -> None:
@@ -424,10 +342,6 @@ class Mesh:
     def _name_of(self, branch: str) -> str:
         member = self.presence.roster.get(branch)
         return branch if member is None else member.name
-
-
-def _probe(app: str, spec: Spec) -> Probe:
-    return Probe(app, spec.weight, spec.constraints, spec.spread)
 
 
 def _said(members: Iterable[Member]) -> tuple[Announcement, ...]:
