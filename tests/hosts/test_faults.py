@@ -25,7 +25,7 @@ async def with_workers(neighbourhood: Maker) -> Neighbourhood:
     hosts = await neighbourhood(SLOTS).start()
     await hosts.put_app(hosts["left"])
     for number in range(9):
-        await hosts.create(hosts["left"], f"w-{number}" if number % 2 else None)
+        await hosts.create(hosts["left"], f"w-{number}" if number else None)
     assert [len(hosts.on(branch)) for branch in hosts.branches.values()] == [3, 3, 3]
     await hosts.check()
     return hosts
@@ -116,8 +116,12 @@ async def test_a_lossy_link_loses_nothing(neighbourhood: Maker) -> None:
     hosts = await with_workers(neighbourhood)
     async with hosts.network.lossy(hosts["middle"].host):
         for number in range(6):
-            made = await hosts.create(hosts["middle"], None if number % 2 else f"more-{number}")
-            await hosts.delete(hosts["left"], made["name"])
+            try:
+                made = await hosts.create(hosts["middle"], None if number % 2 else f"more-{number}")
+                await hosts.delete(hosts["left"], made["name"])
+            except ApiProblem as problem:  # what nobody was sure of comes out the same at all branches
+                if problem.status not in {503, 504}:
+                    raise
     await hosts.check()
 
 

@@ -17,7 +17,7 @@ from branchd.branch.mesh.link import Link
 from branchd.branch.ports import BusState, Claim
 from branchd.branch.supervisor import Supervisor
 from branchd.branch.tasks import Tasks
-from branchd.core.errors import Conflict, NoRoute, NotFound, StorageFailed, Unavailable
+from branchd.core.errors import Conflict, NoAnswer, NoRoute, NotFound, StorageFailed, Unavailable
 from branchd.core.names import Holding, asks_per_second
 from branchd.core.peers import Address
 from branchd.core.values import Key
@@ -239,9 +239,13 @@ class Names:
 
     async def _ask(self, key: Key, claim: Claim | None = None) -> tuple[Address, Here]:
         """Who has it placed. NoRoute where nobody has, NoAnswer, Unavailable."""
-        holder, here = await self._link.ask_key(placed_key(key), WhereIs(key.app, key.name), ANSWER_WITHIN, claim)
+        question = WhereIs(key.app, key.name)
+        try:
+            holder, here = await self._link.ask_key(placed_key(key), question, ANSWER_WITHIN, claim)
+        except NoAnswer:
+            raise NoAnswer(f"the branch that has {key} does not answer") from None
         if not isinstance(here, Here):
-            raise Unavailable(f"who holds {key} answers something else")
+            raise Unavailable(f"the branch that has {key} answers something else")
         return holder, here
 
     # Each connection
