@@ -20,7 +20,7 @@ from branchd.api.routing import WAIT, WHERE, About, Call
 from branchd.api.streams import write
 from branchd.branch.mesh.carrying import ANSWER_WITHIN, LONGEST_BODY
 from branchd.branch.mesh.names import placed_key
-from branchd.branch.mesh.neighbours import Neighbours, name_of
+from branchd.branch.mesh.neighbours import Neighbours
 from branchd.branch.ports import Served
 from branchd.core.access import Principal
 from branchd.core.errors import BranchdError, Conflict, NoAnswer, NoRoute, NotFound, OutcomeUnknown, Stale, Unavailable
@@ -136,7 +136,7 @@ async def _read(call: Call, mesh: Neighbours, key: str) -> web.StreamResponse:
     request = call.request
     asking = mesh.carrier.carry_key(key, call.principal, request.method, request.rel_url.raw_path_qs, request.headers)
     async with asking as (owner, served):
-        return await _passed_on(call, name_of(mesh, owner.id), served)
+        return await _passed_on(call, mesh.name_of(owner.id), served)
 
 
 async def carried(
@@ -150,7 +150,7 @@ async def carried(
     if call.parameters.get(WAIT.name):
         return await _waited(call, mesh, to, headers)
     async with _asked(call, mesh, to, headers, patience) as served:
-        return await _passed_on(call, name_of(mesh, to.id), served)
+        return await _passed_on(call, mesh.name_of(to.id), served)
 
 
 @asynccontextmanager
@@ -161,7 +161,7 @@ async def _asked(
     body = b"" if call.body is None else json.dumps(call.body)
     if len(body) > LONGEST_BODY:
         raise TooLarge(f"the body is larger than {LONGEST_BODY} bytes, which is what can be carried to another branch",
-                       f"send it to branch {name_of(mesh, to.id)} itself")  # fmt: skip
+                       f"send it to branch {mesh.name_of(to.id)} itself")  # fmt: skip
     request = call.request
     sent = {name: ",".join(request.headers.getall(name)) for name in request.headers} | dict(headers)
     carrying = mesh.carrier.carry(
@@ -261,7 +261,7 @@ async def settled(
 
 
 async def _waited(call: Call, mesh: Neighbours, to: Address, headers: Mapping[str, str]) -> web.StreamResponse:
-    owner, app, seconds = name_of(mesh, to.id), call.path["app"], call.get(WAIT)
+    owner, app, seconds = mesh.name_of(to.id), call.path["app"], call.get(WAIT)
     if not call.route.changes:
         name, status = call.path["instance"], int(HTTPStatus.OK)
         first = await _look(mesh, to, call.principal, app, name, min(seconds, SLICE))

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-#: seconds that a clock may be away from the median of the neighbourhood; above it definitions are not written
+#: seconds that a clock may be away from the median of the neighbourhood; above it definitions are not written: a clock
+#: that is ahead would win over what is written later elsewhere
 MOST_CLOCK_OFFSET = 60.0
 
 

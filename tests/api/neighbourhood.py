@@ -14,7 +14,6 @@ from branchd.api.settings import HttpSettings
 from branchd.branch.mesh.carrying import Carrier
 from branchd.branch.mesh.link import Link
 from branchd.branch.mesh.names import placed_key
-from branchd.branch.mesh.neighbours import name_of
 from branchd.branch.mesh.placing import Made
 from branchd.branch.service import Service
 from branchd.cli.loopback import Loopback
@@ -72,6 +71,9 @@ class Neighbourhood:
             found.append(member)
         return found
 
+    def name_of(self, branch: str) -> str:
+        return next((member.name for member in self.members.values() if member.address.id == branch), branch)
+
     def cut(self, name: str) -> None:
         """It answers nobody any more, and its inbox is still there."""
         self.broker.partition(self[name].address.id)
@@ -86,6 +88,9 @@ class Directory:
         self.state = BranchState.UP
         self._all = all_of_them
         self._me = me
+
+    def name_of(self, branch: str) -> str:
+        return self._all.name_of(branch)
 
     def others(self) -> Sequence[Announcement]:
         return [one for one in self._known() if one.state is not BranchState.CLOSED]
@@ -162,7 +167,7 @@ async def neighbourhood(
             await server.start()
             me = Address(service.id, "boot")
             link = Link(everybody.broker.bus(me.id), ClearSeal(me), me)
-            carrier = Carrier(link, Loopback(server.connect), peer_scope, lambda id: _name(everybody, id))
+            carrier = Carrier(link, Loopback(server.connect), peer_scope, everybody.name_of)
             mesh = Directory(everybody, name, carrier)
             service.mesh = mesh  # type: ignore[assignment]  # all that the API asks of one
             everybody.members[name] = Member(name, house, service, link, Api(server.addresses[0], session), mesh)
@@ -170,10 +175,6 @@ async def neighbourhood(
             stack.push_async_callback(_close, service, house, server, link, carrier)
         await until(lambda: all(member.link.connected for member in everybody.members.values()))
         yield everybody
-
-
-def _name(everybody: Neighbourhood, id: str) -> str:
-    return name_of(Directory(everybody, "", next(iter(everybody.members.values())).mesh.carrier), id)
 
 
 async def _close(service: Service, house: House, server: Server, link: Link, carrier: Carrier) -> None:

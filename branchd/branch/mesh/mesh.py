@@ -134,7 +134,7 @@ class Mesh:
             moves=self._names.moves,
             stays=self._names.stays,
         )
-        self.carrier = Carrier(self.link, membership.door, policies.peer_scope, self._name_of)
+        self.carrier = Carrier(self.link, membership.door, policies.peer_scope, self.name_of)
         self.replicas = Replicas(
             fleet,
             membership.me.id,
@@ -195,6 +195,11 @@ class Mesh:
         """Conflict where several have the name."""
         found = self.presence.find(branch)
         return None if found is None else found.peer
+
+    def name_of(self, branch: str) -> str:
+        """Of the branch with that id; the id where it is not known any more."""
+        member = self.presence.roster.get(branch)
+        return branch if member is None else member.name
 
     async def locate(self, app: str, name: str) -> Address:
         """Of the instance's owner. NotFound when that is sure, else Unavailable; Conflict where several have it."""
@@ -296,7 +301,7 @@ class Mesh:
         if served.status == 404:
             raise NotFound(f"{target} is not there")
         if served.status != 200:
-            raise Unavailable(f"branch {self._name_of(to.id)} answered {served.status}")
+            raise Unavailable(f"branch {self.name_of(to.id)} answered {served.status}")
         return json.loads(body)
 
     # What the parts ask
@@ -338,10 +343,6 @@ class Mesh:
 
     def _missing(self) -> list[str]:
         return sorted(member.name for member in self.presence.missing())
-
-    def _name_of(self, branch: str) -> str:
-        member = self.presence.roster.get(branch)
-        return branch if member is None else member.name
 
 
 def _said(members: Iterable[Member]) -> tuple[Announcement, ...]:

@@ -27,6 +27,9 @@ class Neighbours(Protocol):
     def find(self, branch: str) -> Address | None:
         """One of others(), by its name or id, silent or not; Conflict where several have the name."""
 
+    def name_of(self, branch: str) -> str:
+        """Of the branch with that id; the id where it is not known any more."""
+
     async def locate(self, app: str, name: str) -> Address:
         """The owner of an instance that this branch does not have.
 
@@ -42,8 +45,3 @@ class Neighbours(Protocol):
         The body: a spec, with "name" or without. Invalid and NotFound (the app) are raised; what else becomes of each
         is returned: Conflict, NoCapacity, Unavailable, OutcomeUnknown.
         """
-
-
-def name_of(neighbours: Neighbours, branch: str) -> str:
-    """The name of the branch with that id; the id where it is not known any more."""
-    return next((other.name for other in neighbours.others() if other.id == branch), branch)

@@ -60,9 +60,7 @@ class Replicas:
 
     async def changed(self, app: str) -> None:
         """The app's definition was written at this branch: replicas that are newly wanted are not waited for."""
-        if app not in self._apps():
-            return  # it has no say on them: what is there stays
-        count, _ = self._apps()[app]
+        count, _ = self._apps().get(app, (0, None))
         before, self._counts[app] = self._counts.get(app, 0), count
         await self._make(app, [replica(app, index) for index in range(before, count)])
         await self._retire(app, count)

@@ -19,6 +19,7 @@ from branchd.branch.mesh.link import Link
 from branchd.branch.records import AppRecord, Change, Put, RemoveApp, RemoveAuthored, RemoveEntry
 from branchd.branch.supervisor import Supervisor
 from branchd.core.definitions import merge
+from branchd.core.diagnosis import MOST_CLOCK_OFFSET
 from branchd.core.errors import Conflict, Unavailable
 from branchd.core.peers import Address
 from branchd.core.stamps import Entry, EntryKind, Stamp, credible, observe, tick
@@ -26,10 +27,6 @@ from branchd.wire.mesh import Wrote
 from branchd.wire.portions import portions
 
 log = structlog.get_logger(__name__)
-
-#: seconds that this branch's clock may differ from most others' for definitions to be written here: a clock that is
-#: ahead would win over what is written later elsewhere
-MOST_SKEW = 60.0
 
 #: seconds within which one of the branches with instances of a deleted app writes it anew; a thousand may have some
 AGAIN_WITHIN = 2.0
@@ -63,7 +60,7 @@ class Sharing:
     def stamp(self) -> Stamp:
         """For what an operator writes now. Unavailable where the clock is not to be trusted."""
         offset = self._offset()
-        if abs(offset) > MOST_SKEW:
+        if abs(offset) > MOST_CLOCK_OFFSET:
             apart = f"{abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the other branches'"
             raise Unavailable(f"clock-skew: this branch's clock is {apart}", "set it right, then try again")
         if not credible(self._last, self._now()):
