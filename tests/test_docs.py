@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from branchd.api.handlers import ROUTES
-from branchd.core.spec import LIVE, Autoscale, Logs, Restart, Spec, StopStep
+from branchd.core.spec import LIVE, Autoscale, Hook, Limits, Logs, Probe, Ready, Restart, Spec, StopStep
 from branchd.wire import json
 from branchd.wire.decode import encode
 
@@ -34,7 +34,10 @@ def default(field: Field[object]) -> str:
     return f"`{json.dumps(value).decode()}`"
 
 
-SECTIONS = {"The spec of an instance": Spec, "autoscale": Autoscale, "restart": Restart, "stop": StopStep, "logs": Logs}
+SECTIONS = {
+    "The spec of an instance": Spec, "autoscale": Autoscale, "restart": Restart, "stop": StopStep, "ready": Ready,
+    "Probes": Probe, "hooks": Hook, "limits": Limits, "logs": Logs,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("heading", "kind"), SECTIONS.items(), ids=SECTIONS)

@@ -91,11 +91,79 @@ class StopStep:
     patience: float  #: seconds until the next step, or after the last one until the tree is killed
 
 
+class LogTarget(StrEnum):
+    """Where the output goes."""
+
+    FILES = "files"
+    JOURNAL = "journal"  #: systemd's, each line with the instance's name
+    INHERIT = "inherit"  #: the daemon's own stdout and stderr: what a container's log collector reads
+
+
+class LogFormat(StrEnum):
+    """What of a line is kept in the files."""
+
+    PLAIN = "plain"  #: the bytes as the program wrote them; nobody reads them on the way
+    TIMESTAMPED = "timestamped"  #: RFC 3339 time, a blank, the line
+    JSON = "json"  #: an object a line: at, stream, line
+
+
 @dataclass(frozen=True, slots=True)
 class Logs:
     stderr: Stderr = Stderr.JOIN
     rotate_at: Size = "10MiB"
     keep: int = 5  #: archives of each file
+    to: LogTarget = LogTarget.FILES
+    format: LogFormat = LogFormat.PLAIN
+    compress: bool = True  #: archives
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One question to a running program: exactly one of http, tcp and exec."""
+
+    http: str | None = None  #: URL; a GET that is answered with 200 to 399 is a success
+    tcp: str | None = None  #: HOST:PORT, or :PORT on loopback; a connection is a success
+    exec: tuple[str, ...] = ()  #: argv, run as the instance would be; exit code 0 is a success
+    period: float = 10.0  #: seconds between the end of one and the next
+    timeout: float = 5.0  #: seconds
+    failures: int = 3  #: in a row, until it counts
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """When a process counts as ready, beside what its kind says."""
+
+    after: float = 0.0  #: seconds that it must have lived (supervisord's startsecs); ended before, it never started
+    within: float | None = None  #: seconds; one that is not ready by then is restarted. None: it may take for ever
+    probe: Probe | None = None  #: must succeed; while it fails later, the instance runs and is not ready
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """What is told of an event: exactly one of the two."""
+
+    command: tuple[str, ...] = ()  #: argv, run as the instance would be, the event as JSON on its standard input
+    url: str | None = None  #: is sent the event as JSON in a POST
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    on_exit: Hook | None = None  #: a process ended that was wanted up
+    on_fatal: Hook | None = None  #: the instance was given up
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the kernel enforces. memory, cpu and tasks need a cgroup v2 with their controllers."""
+
+    memory: Size | None = None  #: of the whole tree; beyond it the kernel kills in it
+    cpu: float | None = None  #: of the whole tree, in CPUs
+    tasks: int | None = None  #: processes and threads of the whole tree
+    open_files: int | None = None  #: of each process
+    address_space: Size | None = None  #: of each process
+    core: Size | None = None  #: of a core dump
+    nice: int | None = None  #: -20 to 19
+    oom_score_adj: int | None = None  #: -1000 to 1000; None: 0, whatever the daemon's is
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +174,7 @@ class Spec:
     python: str | None = None  #: celery: interpreter of the user's environment; default: the one that runs branchd
     directory: str | None = None  #: working directory; default: /
     env: Mapping[str, str | Secret] = field(default_factory=dict)
+    env_file: str | None = None  #: lines NAME=VALUE, read by the daemon at each start; `env` beats it
     user: str | None = None  #: default: [auth] default_user, else the daemon's own
     group: str | None = None  #: default: the user's
     umask: str | None = None  #: octal text such as "027"
@@ -117,6 +186,13 @@ class Spec:
     queues: tuple[str, ...] | None = None  #: default: the application's own
     restart: Restart = Restart()
     stop: tuple[StopStep, ...] | None = None  #: default: the kind's
+    depends_on: tuple[str, ...] = ()  #: instances of this branch that must be ready first: NAME, APP:NAME or APP:*
+    priority: int = 999  #: the branch starts lower ones first, and stops them last
+    ready: Ready = Ready()
+    alive: Probe | None = None  #: where it fails, the process is killed and started again
+    hooks: Hooks = Hooks()
+    limits: Limits = Limits()
+    max_memory: Size | None = None  #: resident memory of the tree, beyond which it is restarted by its stop plan
     task_stall_limit: float = 3600.0  #: seconds that a task may hold the interpreter (threads, solo) before a restart
     logs: Logs = Logs()
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -138,14 +214,19 @@ class Unusable(Spec):
     why: str = ""
 
 
-#: Fields whose change takes effect at once; a change of any other waits for a restart. `logs` but for `stderr`, and
-#: `concurrency` of a prefork pool, are live too.
+#: Fields whose change takes effect at once; a change of any other waits for a restart. `rotate_at`, `keep` and
+#: `compress` of `logs`, and `concurrency` of a prefork pool, are live too.
 LIVE = frozenset(
     {
         *("autoscale", "queues", "restart", "stop", "task_stall_limit", "labels", "wanted"),
         *("weight", "constraints", "spread", "replicas", "absence"),
+        *("depends_on", "priority", "ready", "alive", "hooks", "max_memory"),
     }
 )
+
+
+#: Fields that a process is started with, beside parts of `logs`.
+LAUNCHED = frozenset(item.name for item in fields(Spec)) - LIVE - {"logs"}
 
 
 def launched_with(spec: Spec) -> Mapping[str, object]:
@@ -154,10 +235,10 @@ def launched_with(spec: Spec) -> Mapping[str, object]:
     Without what is as by default, so that a version with more fields finds the processes of this one as they should be.
     """
     default = Spec()
-    live = LIVE | {"logs"} | ({"concurrency"} if spec.pool is Pool.PREFORK else set())
-    names = sorted(item.name for item in fields(Spec) if item.name not in live)
+    names = sorted(LAUNCHED - ({"concurrency"} if spec.pool is Pool.PREFORK else set()))
     given = {name: getattr(spec, name) for name in names if getattr(spec, name) != getattr(default, name)}
-    return given if spec.logs.stderr is default.logs.stderr else {**given, "stderr": spec.logs.stderr}
+    logs = {name: getattr(spec.logs, name) for name in ("stderr", "to", "format")}
+    return given | {name: value for name, value in logs.items() if value is not getattr(default.logs, name)}
 
 
 def size_in_bytes(size: Size) -> int:

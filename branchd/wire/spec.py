@@ -3,9 +3,9 @@
 from typing import Any
 
 from branchd.core.errors import Fault, Invalid
-from branchd.core.faults import faults, missing, strayed
 from branchd.core.merge import hide, merge, reveal
 from branchd.core.spec import Spec
+from branchd.core.spec_faults import faults, missing, strayed
 from branchd.wire.decode import decode, encode
 
 Raw = dict[str, Any]

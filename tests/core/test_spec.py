@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from branchd.core.errors import Invalid
-from branchd.core.faults import faults
 from branchd.core.spec import Autoscale, Kind, Logs, Spec, Stderr, Wanted, launched_with
+from branchd.core.spec_faults import faults
 from branchd.wire.spec import effective
 
 SPEC = Spec(kind=Kind.COMMAND, command=("serve",), env={"A": "1"})
