@@ -8,7 +8,7 @@ import amqp
 
 from branchd.adapters.amqp_wire import Wire
 from branchd.core.peers import inbox
-from branchd.wire.mesh import LONGEST_MESSAGE
+from branchd.wire.portions import LONGEST_MESSAGE
 
 #: bindings in one go: about 40 ms, so that neither time-outs nor messages suffer
 BINDINGS = 200

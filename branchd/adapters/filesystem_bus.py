@@ -35,7 +35,7 @@ from branchd.adapters.loop_calls import LoopCalls, fail, settle, taken
 from branchd.branch.ports import BusState
 from branchd.core.errors import Unavailable
 from branchd.core.peers import inbox
-from branchd.wire.mesh import LONGEST_MESSAGE
+from branchd.wire.portions import LONGEST_MESSAGE
 
 log = structlog.get_logger(__name__)
 

@@ -18,13 +18,11 @@ from branchd.api.answers import must_be_new
 from branchd.api.problems import TooLarge
 from branchd.api.routing import WAIT, WHERE, About, Call
 from branchd.api.streams import write
-from branchd.branch.mesh.carrying import ANSWER_WITHIN, LONGEST_BODY
-from branchd.branch.mesh.names import placed_key
-from branchd.branch.mesh.neighbours import Neighbours
+from branchd.branch.mesh.neighbours import ANSWER_WITHIN, LONGEST_BODY, Neighbours
 from branchd.branch.ports import Served
 from branchd.core.access import Principal
 from branchd.core.errors import BranchdError, Conflict, NoAnswer, NoRoute, NotFound, OutcomeUnknown, Stale, Unavailable
-from branchd.core.peers import Address
+from branchd.core.peers import Address, placed_key
 from branchd.core.spec import Wanted
 from branchd.core.values import Key, Truth
 from branchd.wire import json

@@ -6,13 +6,12 @@ own stays that, whoever writes it, until an operator publishes it or adopts the 
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from branchd.branch.definitions import MOST, check_name, declared
 from branchd.branch.fleet import Fleet, expect_new
 from branchd.branch.journal import Told
 from branchd.branch.layers import app_entry, queue_entry, tombstone
-from branchd.branch.mesh.sharing import Sharing
 from branchd.branch.records import AppRecord, AuthoredRecord, Put, QueueRecord, RemoveApp, RemoveAuthored, RemoveQueue
 from branchd.branch.view import app_conditions, render_app, render_queue
 from branchd.core.definitions import digest
@@ -20,6 +19,9 @@ from branchd.core.errors import Conflict, Invalid, Stale, Unavailable
 from branchd.core.spec import Unusable, Wanted
 from branchd.wire.resources import App, Queue
 from branchd.wire.spec import accept, patched
+
+if TYPE_CHECKING:
+    from branchd.branch.mesh.sharing import Sharing
 
 #: of an app, how many other branches have instances, and the names of those that did not say
 Elsewhere = Callable[[str], Awaitable[tuple[int, Sequence[str]]]]
@@ -31,7 +33,9 @@ async def nowhere(_app: str) -> tuple[int, Sequence[str]]:
 
 
 class Apps:
-    def __init__(self, fleet: Fleet, sharing: Sharing | None = None, instances_elsewhere: Elsewhere = nowhere) -> None:
+    def __init__(
+        self, fleet: Fleet, sharing: "Sharing | None" = None, instances_elsewhere: Elsewhere = nowhere
+    ) -> None:
         """`sharing`: None without a broker."""
         self._fleet = fleet
         self._definitions = fleet.definitions
@@ -206,7 +210,7 @@ class Apps:
 class Queues:
     """Declarations of queues; who consumes from them is the instances'."""
 
-    def __init__(self, fleet: Fleet, sharing: Sharing | None = None) -> None:
+    def __init__(self, fleet: Fleet, sharing: "Sharing | None" = None) -> None:
         self._fleet = fleet
         self._definitions = fleet.definitions
         self._sharing = sharing

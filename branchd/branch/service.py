@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from branchd.branch.apps import Apps, Queues
 from branchd.branch.celery import Celery
@@ -10,7 +10,6 @@ from branchd.branch.events import KEPT, EventLog
 from branchd.branch.fleet import Fleet
 from branchd.branch.instances import Instances
 from branchd.branch.journal import Journal
-from branchd.branch.mesh.mesh import Membership, Mesh
 from branchd.branch.operations import Operations
 from branchd.branch.outcomes import KEPT as OUTCOMES_KEPT
 from branchd.branch.ports import LogFiles
@@ -25,6 +24,9 @@ from branchd.core.peers import BranchState
 from branchd.wire.agent import Heartbeat
 from branchd.wire.resources import Branch, Stats, timestamp
 
+if TYPE_CHECKING:
+    from branchd.branch.mesh.mesh import Membership, Mesh
+
 #: seconds between two clean-ups of old outcomes and events
 EXPIRE_EVERY = 600.0
 
@@ -37,7 +39,7 @@ class Service:
         snapshot: Snapshot,
         admin_token: str,
         version: str,
-        membership: Membership | None = None,
+        membership: "Membership | None" = None,
     ) -> None:
         """`membership`: None for a branch that is alone."""
         self._world = world
@@ -82,7 +84,9 @@ class Service:
         self._why_not_ready = ""
         self._expire()
 
-    def _mesh(self, membership: Membership, facts: Mapping[str, str]) -> Mesh:
+    def _mesh(self, membership: "Membership", facts: Mapping[str, str]) -> "Mesh":
+        from branchd.branch.mesh.mesh import Mesh  # noqa: PLC0415  # a branch that is alone need not load it
+
         def happened(kind: str, app: str | None, name: str | None, data: Mapping[str, Any]) -> None:
             self._fleet.later(self._journal.commit(events=[(kind, app, name, data)]))
 

@@ -29,7 +29,6 @@ from branchd.adapters.systemd import Notifier
 from branchd.api.server import Server
 from branchd.api.settings import HttpSettings
 from branchd.branch import identity
-from branchd.branch.mesh.mesh import Membership
 from branchd.branch.records import Snapshot
 from branchd.branch.service import Service
 from branchd.branch.world import Policies, World
@@ -44,6 +43,7 @@ from branchd.drivers.celery import CeleryDriver
 from branchd.drivers.command import CommandDriver
 
 if TYPE_CHECKING:
+    from branchd.branch.mesh.mesh import Membership
     from branchd.cli.joining import Keys
 
 log = structlog.get_logger("branchd")

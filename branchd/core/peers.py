@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from branchd.core.faults import NAME
+from branchd.core.values import Key
 
 #: incarnations, sequences and slots: what a store and a JSON reader can count
 MOST = 1 << 53
@@ -30,6 +31,16 @@ class Address:
 def inbox(branch: str) -> str:
     """The routing key of what is for the branch with that id."""
     return f"b.{branch}"
+
+
+def placed_key(key: Key) -> str:
+    """The routing key that the one branch holds which has that placed instance."""
+    return f"i.{key}"
+
+
+def pinned_key(key: Key) -> str:
+    """The routing key that every branch holds which has a pinned instance of that name."""
+    return f"n.{key}"
 
 
 class BranchState(StrEnum):

@@ -15,9 +15,6 @@ from branchd.core.faults import NAME
 from branchd.core.peers import LONGEST, Address, Announcement, Down, credible
 from branchd.core.stamps import Entry
 
-#: bytes of a sealed message; what a spec, a page of a list or a piece of a log needs, and no more
-LONGEST_MESSAGE = 4 << 20
-
 #: bytes of one piece of a carried answer
 CHUNK = 256 << 10
 

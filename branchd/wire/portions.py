@@ -7,6 +7,9 @@ from branchd.wire import json
 
 T = TypeVar("T")
 
+#: bytes of a sealed message; what a spec, a page of a list or a piece of a log needs, and no more
+LONGEST_MESSAGE = 4 << 20
+
 #: bytes of the values in one message, unless a single one is longer: far below the longest message, coded in 10 ms
 PORTION = 256 << 10
 

@@ -19,7 +19,7 @@ from blockbuster import BlockBuster, blockbuster_ctx
 from branchd.adapters.amqp import AmqpBus
 from branchd.core.brokers import Broker, parse
 from branchd.core.errors import Unavailable
-from branchd.wire.mesh import LONGEST_MESSAGE
+from branchd.wire.portions import LONGEST_MESSAGE
 from tests.adapters.conformance_bus import ONE, SOON, TWO, BreakConnection, DefiniteBusConformance, Join, Member, NewBus
 from tests.free_port import free_port
 from tests.rabbitmq import RabbitMQ

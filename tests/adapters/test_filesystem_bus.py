@@ -15,7 +15,7 @@ import pytest
 
 from branchd.adapters.filesystem_bus import LONGEST_FILE, FilesystemBus
 from branchd.core.errors import Unavailable
-from branchd.wire.mesh import LONGEST_MESSAGE
+from branchd.wire.portions import LONGEST_MESSAGE
 from tests.adapters.conformance_bus import ONE, SOON, TWO, BusConformance, Join, Member, NewBus
 from tests.waiting import until, until_sync
 

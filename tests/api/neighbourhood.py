@@ -13,14 +13,13 @@ from branchd.api.server import Server
 from branchd.api.settings import HttpSettings
 from branchd.branch.mesh.carrying import Carrier
 from branchd.branch.mesh.link import Link
-from branchd.branch.mesh.names import placed_key
-from branchd.branch.mesh.placing import Made
+from branchd.branch.mesh.neighbours import Made
 from branchd.branch.service import Service
 from branchd.cli.loopback import Loopback
 from branchd.core.access import Principal, Scope
 from branchd.core.capacity import Capacity
 from branchd.core.errors import BranchdError, Conflict, NotFound, Unavailable
-from branchd.core.peers import Address, Announcement, BranchState
+from branchd.core.peers import Address, Announcement, BranchState, placed_key
 from branchd.core.values import Key
 from branchd.wire.decode import encode
 from tests.api.conftest import COMMAND, Answer, Api, House

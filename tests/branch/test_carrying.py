@@ -14,7 +14,8 @@ from branchd.branch.ports import Served
 from branchd.core.access import Principal, Scope
 from branchd.core.errors import Denied, Invalid, NoAnswer, NoRoute, Unavailable
 from branchd.core.peers import Address
-from branchd.wire.mesh import CHUNK, LONGEST_MESSAGE, Carried, HangUp, Piece, Pull, Unserved
+from branchd.wire.mesh import CHUNK, Carried, HangUp, Piece, Pull, Unserved
+from branchd.wire.portions import LONGEST_MESSAGE
 from tests.fakes.bus import MemoryBroker
 from tests.fakes.seal import ClearSeal
 from tests.waiting import until

@@ -8,7 +8,8 @@ from branchd.branch.mesh import link as module
 from branchd.core.errors import NoAnswer, NotFound, Unavailable
 from branchd.core.peers import Address, inbox
 from branchd.wire import json
-from branchd.wire.mesh import LONGEST_MESSAGE, Cancel, Cancelled, HangUp, Knock, Ping, Pong
+from branchd.wire.mesh import Cancel, Cancelled, HangUp, Knock, Ping, Pong
+from branchd.wire.portions import LONGEST_MESSAGE
 from branchd.wire.sealing import Path
 from tests.branch.neighbours import KEY, WHERE, Neighbours, serve_slowly
 from tests.fakes.seal import ClearSeal

@@ -11,7 +11,8 @@ import pytest
 
 from branchd.branch.mesh import placing
 from branchd.branch.mesh.link import Link
-from branchd.branch.mesh.placing import AT_ONCE, BLOCK, EXPLAINED, Made, Placing
+from branchd.branch.mesh.neighbours import Made
+from branchd.branch.mesh.placing import AT_ONCE, BLOCK, EXPLAINED, Placing
 from branchd.core.admission import Probe, Reason, Refusal, Room, Standing, admit, judge_room
 from branchd.core.capacity import Capacity
 from branchd.core.errors import BranchdError, Conflict, NoCapacity, OutcomeUnknown, Unavailable

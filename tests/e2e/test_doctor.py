@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from branchd.cli import control, daemon
 from branchd.client import ApiProblem
-from branchd.wire.mesh import LONGEST_MESSAGE
+from branchd.wire.portions import LONGEST_MESSAGE
 from branchd.wire.sealing import VERSION
 from tests.e2e.branch import RunningBranch
 from tests.rabbitmq import RabbitMQ

@@ -1,5 +1,5 @@
 from branchd.core.stamps import Entry, EntryKind, Stamp
-from branchd.wire.mesh import LONGEST_MESSAGE
+from branchd.wire.portions import LONGEST_MESSAGE
 from branchd.wire.portions import PORTION, portions, text
 
 

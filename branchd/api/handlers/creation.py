@@ -12,8 +12,7 @@ from branchd.api.answers import IF_MATCH, IF_NONE_MATCH, answer, instance_answer
 from branchd.api.forwarding import OWNER, VIA, is_here, settled
 from branchd.api.handlers.instances import present, wait
 from branchd.api.routing import WAIT, WHERE, About, Call, Routes
-from branchd.branch.mesh.neighbours import Neighbours
-from branchd.branch.mesh.placing import Made
+from branchd.branch.mesh.neighbours import Made, Neighbours
 from branchd.core.access import Scope
 from branchd.core.errors import BranchdError, Conflict, Fault, Invalid, NoCapacity, Stale, Unavailable
 from branchd.core.spec import Spec, Wanted

@@ -1,6 +1,7 @@
 """Long work, what begins it, and what a branch finds wrong with itself."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -9,11 +10,13 @@ from branchd.api.forwarding import branch as branch_of
 from branchd.api.parameters import FLAG, Parameter
 from branchd.api.routing import About, Call, Routes
 from branchd.api.scatter import gather, objects
-from branchd.branch.mesh.mesh import Mesh
 from branchd.core.access import Scope
 from branchd.core.diagnosis import Diagnosis
 from branchd.core.errors import Conflict, Denied, NotFound, Unavailable
 from branchd.wire.resources import Branch, Explanation, Operation
+
+if TYPE_CHECKING:
+    from branchd.branch.mesh.mesh import Mesh
 
 route = Routes()
 
@@ -124,7 +127,7 @@ async def explain_instance(call: Call) -> web.Response:
     return answer(max(others, key=lambda one: one["at"]))
 
 
-def _mesh(call: Call) -> Mesh:
+def _mesh(call: Call) -> "Mesh":
     if call.service.mesh is None:
         raise Conflict("this branch is alone: it has no broker, and there is nowhere to move to", "set [mesh] broker")
     return call.service.mesh

@@ -15,20 +15,18 @@ from dataclasses import dataclass, field
 import structlog
 
 from branchd.branch.mesh.link import Link
+from branchd.branch.mesh.neighbours import ANSWER_WITHIN
 from branchd.branch.ports import Door, Served
 from branchd.core.access import Principal, Scope
 from branchd.core.errors import BranchdError, Denied, Fault, Invalid, NoAnswer, NoRoute, Unavailable
 from branchd.core.peers import Address
-from branchd.wire.mesh import CHUNK, LONGEST_MESSAGE, Carried, HangUp, Message, Piece, Pull, Reply, Unserved
+from branchd.wire.mesh import CHUNK, Carried, HangUp, Message, Piece, Pull, Reply, Unserved
 
 log = structlog.get_logger(__name__)
 
 #: headers of a request that travel, and those of an answer; what proves who asks does not
 SENT = frozenset({"accept", "content-type", "if-match", "if-none-match", "idempotency-key", "last-event-id"})
 RETURNED = frozenset({"content-type", "etag", "location", "retry-after", "allow"})
-
-#: bytes of a request's body: as base64, with all that is sent beside it, it fits one message
-LONGEST_BODY = (LONGEST_MESSAGE - (128 << 10)) // 4 * 3
 
 #: carried requests that are answered here at one time, and of those the ones of one branch; each costs two descriptors
 MOST, MOST_OF_ONE = 200, 64
@@ -44,9 +42,6 @@ PATIENCE = 5.0
 
 #: seconds without a pull, after which the rest is not made any more
 IDLE = 30.0
-
-#: seconds for an answer, beside what the request itself waits
-ANSWER_WITHIN = 15.0
 
 #: bytes in which an answer is read here, and how many of them are kept for the next pull
 _PART = 64 << 10

@@ -18,7 +18,8 @@ from branchd.core.errors import Invalid, NoAnswer, NoRoute
 from branchd.core.peers import Address, inbox
 from branchd.wire import json
 from branchd.wire.decode import decode
-from branchd.wire.mesh import KINDS, LONGEST_MESSAGE, Message, sound
+from branchd.wire.mesh import KINDS, Message, sound
+from branchd.wire.portions import LONGEST_MESSAGE
 from branchd.wire.sealing import Path, Rejected, Seal
 
 log = structlog.get_logger(__name__)

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from branchd.branch.fleet import Fleet
-from branchd.branch.mesh.carrying import ANSWER_WITHIN, Carrier
+from branchd.branch.mesh.carrying import Carrier
 from branchd.branch.mesh.creating import Creating
 from branchd.branch.mesh.drain import DRAINING, Draining
 from branchd.branch.mesh.gossip import Gossip
 from branchd.branch.mesh.hosting import Hosting
 from branchd.branch.mesh.link import Link
-from branchd.branch.mesh.names import Names, placed_key
-from branchd.branch.mesh.placing import Made, Placing
+from branchd.branch.mesh.names import Names
+from branchd.branch.mesh.neighbours import ANSWER_WITHIN, Made
+from branchd.branch.mesh.placing import Placing
 from branchd.branch.mesh.presence import Presence, Self
 from branchd.branch.mesh.replacing import Replacing
 from branchd.branch.mesh.replicas import Replicas
@@ -27,7 +28,7 @@ from branchd.core.capacity import Capacity
 from branchd.core.diagnosis import MeshFacts
 from branchd.core.errors import BranchdError, NoAnswer, NoRoute, NotFound, Unavailable
 from branchd.core.lifecycle import State
-from branchd.core.peers import Address, Announcement, BranchState
+from branchd.core.peers import Address, Announcement, BranchState, placed_key
 from branchd.core.roster import Member
 from branchd.core.values import Key, Truth
 from branchd.wire import json

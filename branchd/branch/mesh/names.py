@@ -19,7 +19,7 @@ from branchd.branch.supervisor import Supervisor
 from branchd.branch.tasks import Tasks
 from branchd.core.errors import Conflict, NoAnswer, NoRoute, NotFound, StorageFailed, Unavailable
 from branchd.core.names import Holding, asks_per_second
-from branchd.core.peers import Address
+from branchd.core.peers import Address, pinned_key, placed_key
 from branchd.core.values import Key
 from branchd.wire.mesh import Here, Knock, WhereIs
 
@@ -48,14 +48,6 @@ class Taken(Conflict):
         super().__init__(f"{key} exists already, at branch {here.branch}", "choose another name")
         self.holder = holder
         self.here = here
-
-
-def placed_key(key: Key) -> str:
-    return f"i.{key}"
-
-
-def pinned_key(key: Key) -> str:
-    return f"n.{key}"
 
 
 class Names:

@@ -1,18 +1,37 @@
-"""What the API asks of the neighbourhood; mesh.py is it."""
+"""What the API asks of the neighbourhood; mesh.py is it.
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+A branch that is alone imports nothing else of this package: most of what a neighbourhood needs takes long to load.
+"""
 
-from branchd.branch.mesh.carrying import Carrier
-from branchd.branch.mesh.placing import Made
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
 from branchd.core.access import Principal
 from branchd.core.errors import BranchdError
 from branchd.core.peers import Address, Announcement
+from branchd.wire.portions import LONGEST_MESSAGE
+
+if TYPE_CHECKING:
+    from branchd.branch.mesh.carrying import Carrier
+
+#: bytes of a request's body that is carried: as base64, with all that is sent beside it, it fits one message
+LONGEST_BODY = (LONGEST_MESSAGE - (128 << 10)) // 4 * 3
+
+#: seconds for a carried answer, beside what the request itself waits
+ANSWER_WITHIN = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    instance: Mapping[str, Any]  #: the API's resource
+    made: bool  #: False: an earlier offer of the same request was accepted
+    owner: Address
 
 
 class Neighbours(Protocol):
     @property
-    def carrier(self) -> Carrier: ...
+    def carrier(self) -> "Carrier": ...
 
     def others(self) -> Sequence[Announcement]:
         """The other branches that belong to the neighbourhood, and what they said of themselves last.

@@ -7,9 +7,10 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from branchd.branch.mesh.link import Link
+from branchd.branch.mesh.neighbours import Made
 from branchd.core import placement as core
 from branchd.core.admission import Probe, Refusal, Room
 from branchd.core.books import Books
@@ -47,13 +48,6 @@ class Target(Protocol):
 
     async def cancel(self, cancel: Cancel) -> Cancelled:
         """Unavailable where it cannot be made sure."""
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    instance: Mapping[str, Any]  #: the API's resource
-    made: bool  #: False: an earlier offer of the same request was accepted
-    owner: Address
 
 
 class Placing:

@@ -12,11 +12,11 @@ import structlog
 from branchd.branch.fleet import Fleet
 from branchd.branch.mesh.hosting import Hosting
 from branchd.branch.mesh.link import Link
-from branchd.branch.mesh.names import ANSWER_WITHIN, Names, Taken, placed_key
+from branchd.branch.mesh.names import ANSWER_WITHIN, Names, Taken
 from branchd.branch.supervisor import Supervisor
 from branchd.branch.tasks import Tasks
 from branchd.core.errors import NoRoute, Unavailable
-from branchd.core.peers import Address
+from branchd.core.peers import Address, placed_key
 from branchd.core.values import Key
 from branchd.wire.mesh import Cancel, Handover, Here, WhereIs
 
