@@ -103,7 +103,7 @@ class Apps:
             await self._neighbourhood().adopt(app)
         return self.get(app)
 
-    def _neighbourhood(self) -> Sharing:
+    def _neighbourhood(self) -> "Sharing":
         if self._sharing is None:
             raise Conflict("this branch has no broker, so it shares nothing", "set [mesh] broker")
         return self._sharing
