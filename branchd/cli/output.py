@@ -1,13 +1,13 @@
 """How objects are shown: aligned lines for people, JSON for programs.
 
-On a terminal there are colours and frames; elsewhere lines stay as they are from version to version. Whatever another
-person wrote is made harmless first. What the columns of a command are stands beside the command.
+On a terminal there are colours; the lines are the same everywhere, from version to version. Whatever another person
+wrote is made harmless first. What the columns of a command are stands beside the command.
 """
 
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,21 +19,18 @@ from branchd.client.client import Object
 
 FORMATS = ("table", "wide", "json", "jsonl", "name")
 
-#: colour of a state's word
-_COLOURS = {
-    "RUNNING": "green",
-    "STARTING": "cyan",
-    "STOPPING": "yellow",
-    "BACKOFF": "yellow",
-    "FATAL": "red bold",
-    "up": "green",
-    "draining": "yellow",
-    "silent": "red bold",
-    "failed": "red bold",
+#: how a state's word is shown on a terminal: arguments of click.style
+_STYLES: Mapping[str, Mapping[str, Any]] = {
+    "RUNNING": {"fg": "green"},
+    "STARTING": {"fg": "cyan"},
+    "STOPPING": {"fg": "yellow"},
+    "BACKOFF": {"fg": "yellow"},
+    "FATAL": {"fg": "red", "bold": True},
+    "up": {"fg": "green"},
+    "draining": {"fg": "yellow"},
+    "silent": {"fg": "red", "bold": True},
+    "failed": {"fg": "red", "bold": True},
 }
-
-#: columns of a terminal that a table's last column has at least
-_LAST_COLUMN = 20
 
 #: what stands where there is nothing
 _NOTHING = "-"
@@ -111,29 +108,20 @@ def _cell(value: Any) -> str:
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> None:
+    """Names and numbers are never cut: a terminal that is too narrow wraps the line. click drops styles elsewhere."""
     if not rows:
         return
-    if sys.stdout.isatty():
-        _terminal_table(titles, rows)
-        return
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    for row in [titles, *rows]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _terminal_table(titles: list[str], rows: list[list[str]]) -> None:
-    # start-up time: these take 40 ms to import, which a pipe need not pay
-    from rich import box  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for title in titles[:-1]:
-        table.add_column(title, no_wrap=True)
-    table.add_column(titles[-1], overflow="fold")
+    click.secho(_line(titles, widths), bold=True)
     for row in rows:
-        table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    # Names and numbers are never cut: a terminal that is too narrow wraps the line, and only the last column folds.
-    least = sum(max(map(len, column)) + 3 for column in zip(titles[:-1], *(row[:-1] for row in rows), strict=True))
-    Console(width=max(Console().width, least + _LAST_COLUMN)).print(table)
+        click.echo(_line(row, widths))
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    *others, last = zip(cells, widths, strict=True)
+    padded = [_styled(cell) + " " * (width - len(cell)) for cell, width in others]
+    return "  ".join([*padded, _styled(last[0])]).rstrip()
+
+
+def _styled(cell: str) -> str:
+    return click.style(cell, **_STYLES[cell]) if cell in _STYLES else cell

@@ -10,6 +10,7 @@ import pytest
 from branchd.branch.mesh import carrying
 from branchd.branch.mesh.carrying import Carrier
 from branchd.branch.mesh.link import Link
+from branchd.branch.mesh.neighbours import LONGEST_BODY
 from branchd.branch.ports import Served
 from branchd.core.access import Principal, Scope
 from branchd.core.errors import Denied, Invalid, NoAnswer, NoRoute, Unavailable
@@ -375,7 +376,7 @@ async def test_the_longest_body_fits_a_message(two: tuple[Side, Side], broker: M
     here, there = two
     sizes = []
     broker.listeners.append(lambda _, __, message: sizes.append(len(message)))
-    data = b"x" * carrying.LONGEST_BODY
+    data = b"x" * LONGEST_BODY
     sent = dict.fromkeys(carrying.SENT, "y" * 8190)
     async with here.carrier.carry(there.me, ADMIN, "PUT", "/" + "z" * 8189, sent, data) as served:
         await body(served)
