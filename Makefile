@@ -17,7 +17,7 @@ help:
 	@echo "make sim                  presence and placement for 10 to 10,000 simulated branches, as tables"
 	@echo "make check                ruff, mypy, the rooms' import contracts, the documentation"
 	@echo "make docs                 the documentation alone, into docs/_build/html"
-	@echo "make bench [ARGS=...]     beside supervisord, and placements, into tests/bench/results.md"
+	@echo "make bench [ARGS=...]     beside supervisord, circus, pm2, and placements, into tests/bench/results.md"
 	@echo "make lock                 new versions into requirements/*.txt"
 
 demo: .venv/.demo
@@ -47,7 +47,7 @@ rooms: .venv/.dev
 docs: .venv/.dev
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env docs docs/_build/html
 
-bench: .venv/.dev
+bench: .venv/.dev .venv/.bench
 	$(BIN)/python -m tests.bench $(ARGS)
 
 # Hashes, no address of where a package came from, and all Pythons from 3.11 on in one file. dev.txt takes demo.txt's versions.
@@ -66,6 +66,15 @@ clean:
 .venv/.demo .venv/.dev: .venv/.%: requirements/%.txt pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -qq --require-hashes --requirement $<
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
+	touch $@
+
+# branchd as people have it, and pm2, which comes from npm.
+.venv/.bench: requirements/demo.txt pyproject.toml $(shell find branchd -name '*.py' -o -name '*.sql') | .venv/bin/python
+	test -x .venv/bench/bin/python || $(PYTHON) -m venv .venv/bench
+	.venv/bench/bin/python -m pip install -qq --require-hashes --requirement $<
+	.venv/bench/bin/python -m pip install -qq --no-deps --no-build-isolation --force-reinstall .
+	command -v npm >/dev/null || sh .ci/packages npm
+	npm install --silent --no-audit --no-fund --prefix .venv/pm2 pm2@7.0.4
 	touch $@
 
 # Debian's python3 comes without ensurepip, which venv needs.

@@ -1,9 +1,9 @@
-"""`make bench`: branchd beside supervisord in one run, placements over RabbitMQ, and the floors of this machine.
+"""`make bench`: branchd beside supervisord, circus and pm2 in one run, placements over RabbitMQ, and the floors.
 
-Writes results.json and results.md beside this file and prints the latter. Takes about fifteen minutes on a quiet
+Writes results.json and results.md beside this file and prints the latter. Takes about half an hour on a quiet
 machine; root and a kernel with CONFIG_PROC_EVENTS are needed for all but the mesh, and RabbitMQ for that. Only
-processes that it started are ended, and nothing listens but on unix sockets in a temporary folder and, for the mesh, on
-the loopback interface.
+processes that it started are ended, and nothing listens but on unix sockets in a temporary folder and on the loopback
+interface.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 from tests.bench import mesh, observe
-from tests.bench.measures import MEASURES, Figures, floors
+from tests.bench.measures import MEASURES, Figures, Measure, floors
 from tests.bench.report import markdown
-from tests.bench.supervisors import Branchd, Loop, Supervisor, Supervisord
+from tests.bench.supervisors import SUPERVISORS, Loop, Supervisor
 
 HERE = Path(__file__).parent
 
@@ -28,9 +28,8 @@ def main() -> int:
     """The exit status: 1 when a measure failed, whose figures are then missing."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=CHOICES, default=CHOICES)
-    parser.add_argument(
-        "--supervisors", nargs="+", choices=["branchd", "supervisord"], default=["branchd", "supervisord"]
-    )
+    names = [kind.name for kind in SUPERVISORS]
+    parser.add_argument("--supervisors", nargs="+", choices=names, default=names)
     parser.add_argument("--out", type=Path, default=HERE, help="folder for results.json and results.md")
     arguments = parser.parse_args()
     observe.become_subreaper()
@@ -40,9 +39,10 @@ def main() -> int:
     noise: dict[str, float] = {}
     stores = ""
     with tempfile.TemporaryDirectory(prefix="branchd-bench-") as folder:
-        supervisors: list[Supervisor] = [kind(Path(folder)) for kind in (Branchd, Supervisord)]
-        supervisors = [supervisor for supervisor in supervisors if supervisor.name in arguments.supervisors]
-        runs = [(MEASURES[name], each) for name in MEASURES if name in arguments.only for each in supervisors]
+        supervisors = [kind(Path(folder)) for kind in SUPERVISORS if kind.name in arguments.supervisors]
+        runs: list[tuple[Measure, Supervisor]] = [
+            (MEASURES[name], each) for name in MEASURES if name in arguments.only for each in supervisors
+        ]
         if "floors" in arguments.only:
             runs.append((floors, Loop(Path(folder))))
         for measure, supervisor in runs:

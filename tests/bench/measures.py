@@ -31,6 +31,11 @@ CRASHES = 3
 LIVED = 3.0
 #: seconds over which an idle supervisor's CPU time is read
 IDLE = 30.0
+#: services of which the supervisor is killed
+MANY = 100
+#: bytes of output, and the line of which it is made
+OUTPUT = 200_000_000
+LINE = "x" * 99
 #: seconds after which a start or a restart counts as lost
 LOST = 120.0
 
@@ -129,12 +134,87 @@ def mass_crash(supervisor: Supervisor) -> Figures:
     return {"kill -9 of all 500 until all run again, s": statistics.median(took)}
 
 
-MEASURES: dict[str, Callable[[Supervisor], Figures]] = {
+def crash_loop(supervisor: Supervisor) -> Figures:
+    """What the API takes while 500 services end as soon as they have started, and are started again."""
+    supervisor.prepare(LARGEST, crashing_argv)
+    supervisor.start()
+    supervisor.wait_for_api()
+    time.sleep(LIVED)
+    names = [f"s{index:04d}" for index in range(0, LARGEST, 2)]
+    took = []
+    for name in names:
+        took.append(timed(partial(supervisor.status_of_one, name)))
+        time.sleep(0.05)
+    supervisor.end()
+    return {
+        "status of one while 500 crash, ms (p50)": statistics.median(took),
+        "status of one while 500 crash, ms (p95)": p95(took),
+    }
+
+
+def crashing_argv(index: int) -> list[str]:
+    return ["/bin/false", *observe.child_argv(index)[1:]]
+
+
+def logs(supervisor: Supervisor) -> Figures:
+    """A child that writes lines as fast as it can, and what its supervisor works for that."""
+    times = supervisor.home.with_name("times")
+    write = f"yes {LINE} | head -c {OUTPUT}"
+    script = f"date +%s%N >{times}; {write}; date +%s%N >>{times}; exec {' '.join(observe.child_argv(0))}"
+    rates, used = [], []
+    for _ in range(CRASHES):
+        times.unlink(missing_ok=True)
+        supervisor.prepare(1, lambda _: ["/bin/sh", "-c", script])
+        with observe.Watch() as watch:
+            supervisor.start()
+            watch.starts({0}, time.monotonic_ns(), LOST)
+        time.sleep(LIVED)  # what is left to read, to rotate, to compress
+        began, ended = map(int, times.read_text().split())
+        rates.append(OUTPUT / (ended - began) * 1e3)
+        used.append(observe.cpu_seconds(observe.overhead()))
+        supervisor.end()
+    idle = []
+    for _ in range(CRASHES):
+        supervisor.prepare(1)
+        supervisor.start()
+        supervisor.wait_for_api()
+        time.sleep(LIVED)
+        idle.append(observe.cpu_seconds(observe.overhead()))
+        supervisor.end()
+    return {
+        "a child's output of 200 MB, MB/s (more is better)": statistics.median(rates),
+        "CPU of the supervisor for 200 MB of output, s": max(0.0, statistics.median(used) - statistics.median(idle)),
+    }
+
+
+def doubled(supervisor: Supervisor) -> Figures:
+    """kill -9 of the supervisor with 100 services, and its next start: services that run twice then."""
+    bring_up(supervisor, MANY)
+    supervisor.wait_for_api()
+    time.sleep(LIVED)
+    supervisor.crash()
+    supervisor.start()
+    supervisor.wait_for_api()
+    deadline = time.monotonic() + LOST
+    while supervisor.status_of_all() < MANY and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(LIVED)
+    running = observe.children()
+    supervisor.end()
+    return {"services doubled by kill -9 of the supervisor, of 100": float(len(running) - len(set(running.values())))}
+
+
+Measure = Callable[[Supervisor], Figures]
+
+MEASURES: dict[str, Measure] = {
     "api_start": api_start,
     "respawn": respawn,
     "start_and_memory": start_and_memory,
     "many": many,
     "mass_crash": mass_crash,
+    "crash_loop": crash_loop,
+    "logs": logs,
+    "doubled": doubled,
 }
 
 

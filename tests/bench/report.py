@@ -4,34 +4,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.bench.mesh import BARE, BRANCHES, DISK, MEMORY, PROCESSES
-from tests.bench.supervisors import Branchd, Loop, Supervisord
+from tests.bench.supervisors import SUPERVISORS, Branchd, Loop
 
 #: share of the CPUs in use by others, above which a figure is not to be trusted
 NOISY = 0.15
 
 
 def markdown(book: Mapping[str, Any]) -> str:
-    """The comparison with its ratio (below 1: branchd needs less), the mesh, the floors, and what disturbed them."""
+    """The comparison with its ratios (below 1: branchd needs less), the mesh, the floors, and what disturbed them."""
     machine = book["machine"]
     lines = [f"{machine['cpus']} CPUs, Linux {machine['kernel']}, Python {machine['python']}; less is better, but for "
              "what is told a second."]  # fmt: skip
-    for table in (_beside_supervisord(book), _mesh(book), _floors(book)):
+    for table in (_beside_others(book), _mesh(book), _floors(book)):
         lines += ["", *table] if table else []
     loud = [f"{label} ({share:.0%})" for label, share in book["busy_before"].items() if share > NOISY]
     lines += ["", f"Others used the CPUs before: {', '.join(loud) or 'nothing noteworthy'}."]
     return "\n".join(lines) + "\n"
 
 
-def _beside_supervisord(book: Mapping[str, Any]) -> list[str]:
-    ours, theirs = (book["figures"].get(kind.name, {}) for kind in (Branchd, Supervisord))
-    heads = [f"{kind.name} {book['versions'].get(kind.name, '')}".strip() for kind in (Branchd, Supervisord)]
-    return _table(
-        ["measure", *heads, "ratio"],
-        [
-            [label, figure(ours, label), figure(theirs, label), ratio(ours, theirs, label)]
-            for label in dict.fromkeys([*ours, *theirs])
-        ],
-    )
+def _beside_others(book: Mapping[str, Any]) -> list[str]:
+    """Each with its ratio in brackets: what branchd takes of what that one takes."""
+    names = [kind.name for kind in SUPERVISORS if kind.name in book["figures"]]
+    ours = book["figures"].get(Branchd.name, {})
+    labels = dict.fromkeys(label for name in names for label in book["figures"][name])
+    rows = []
+    for label in labels:
+        cells = [figure(ours, label)] if Branchd.name in names else []
+        for name in names:
+            if name != Branchd.name:
+                theirs = book["figures"][name]
+                cells.append(f"{figure(theirs, label)} ({ratio(ours, theirs, label)})" if label in theirs else "n/a")
+        rows.append([label, *cells])
+    return _table(["measure", *(f"{name} {book['versions'].get(name, '')}".strip() for name in names)], rows)
 
 
 def _mesh(book: Mapping[str, Any]) -> list[str]:
