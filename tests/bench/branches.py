@@ -23,6 +23,7 @@ from branchd.adapters.host import LocalHost
 from branchd.adapters.logs import FileLogs
 from branchd.adapters.store import SqliteStore
 from branchd.branch.mesh.mesh import Membership
+from branchd.branch.own_log import OwnLog
 from branchd.branch.service import Service
 from branchd.branch.world import Policies, World
 from branchd.cli.config import LogLevel
@@ -250,7 +251,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="branches of the neighbourhood")
     parser.add_argument("--first", type=int, help="number of this process's first branch")
     parser.add_argument("--step", type=int, help="from one of its branches to its next: the number of processes")
-    configure_logging(LogLevel.INFO)
+    configure_logging(LogLevel.INFO, OwnLog())
     asyncio.run(serve(parser.parse_args()))
 
 

@@ -315,6 +315,7 @@ class Pm2(Supervisor):
     def start(self) -> None:
         self._launch("node", self.package / "lib/Daemon.js", env=self._env)
         if self._count:
+            self.wait_for_api()  # else its command would start another daemon
             with (self.home / "output").open("ab") as output:
                 subprocess.Popen(
                     ["node", self.package / "bin/pm2", "start", "apps.json"], stdin=subprocess.DEVNULL, stdout=output,
