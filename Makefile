@@ -8,7 +8,7 @@ ARGS ?=
 #: systemd boots in namespaces for the tests of deploy/; the brokers are started by the tests themselves, on loopback
 PACKAGES := curl dbus iproute2 openssl rabbitmq-server redis-server systemd util-linux
 
-.PHONY: help demo test faults soak sim check lint types rooms docs bench lock clean
+.PHONY: help demo test faults soak sim check lint types rooms docs bench deb lock clean
 
 help:
 	@echo "make demo [ARGS=--exit]   a tour on this machine, without a server"
@@ -18,6 +18,7 @@ help:
 	@echo "make check                ruff, mypy, the rooms' import contracts, the documentation"
 	@echo "make docs                 the documentation alone, into docs/_build/html"
 	@echo "make bench [ARGS=...]     beside supervisord, circus, pm2, and placements, into tests/bench/results.md"
+	@echo "make deb                  the Debian package, into dist/"
 	@echo "make lock                 new versions into requirements/*.txt"
 
 demo: .venv/.demo
@@ -50,10 +51,17 @@ docs: .venv/.dev
 bench: .venv/.dev .venv/.bench
 	$(BIN)/python -m tests.bench $(ARGS)
 
-# Hashes, no address of where a package came from, and all Pythons from 3.11 on in one file. dev.txt takes demo.txt's versions.
+# For this release of Debian, into dist/.
+deb:
+	sh .ci/packages python3-venv
+	sh deploy/debian/build
+
+# Hashes, no address of where a package came from, and all Pythons from 3.11 on in one file. The others take demo.txt's versions.
 lock: | .venv/bin/python
 	$(BIN)/python -m pip install -qq uv
 	$(BIN)/uv pip compile pyproject.toml $(LOCK) --extra demo --group build --output-file requirements/demo.txt
+	$(BIN)/uv pip compile pyproject.toml $(LOCK) --constraints requirements/demo.txt --output-file requirements/package.txt
+	$(BIN)/uv pip compile --group build $(LOCK) --constraints requirements/demo.txt --output-file requirements/build.txt
 	$(BIN)/uv pip compile pyproject.toml $(LOCK) --extra demo --group build --group lint --group test --group docs \
 	  --group bench --constraints requirements/demo.txt --output-file requirements/dev.txt
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \

@@ -22,11 +22,13 @@ def test_everything_that_the_project_asks_for_is_locked() -> None:
     groups = PROJECT["dependency-groups"]
     demo = asked_for(PROJECT["project"]["dependencies"], PROJECT["project"]["optional-dependencies"]["demo"])
     assert demo | asked_for(groups["build"]) <= {package for package, _ in pins("demo.txt")}
+    assert asked_for(PROJECT["project"]["dependencies"]) <= {package for package, _ in pins("package.txt")}
+    assert asked_for(groups["build"]) <= {package for package, _ in pins("build.txt")}
     assert demo | asked_for(*groups.values()) <= {package for package, _ in pins("dev.txt")}
 
 
-def test_development_runs_on_the_versions_of_the_demo() -> None:
-    assert pins("demo.txt") <= pins("dev.txt")
+def test_all_run_on_the_versions_of_the_demo() -> None:
+    assert pins("package.txt") | pins("build.txt") <= pins("demo.txt") <= pins("dev.txt")
 
 
 def test_locks_have_hashes_and_say_nothing_of_where_packages_come_from() -> None:
