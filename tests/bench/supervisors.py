@@ -31,6 +31,14 @@ from tests.bench import observe
 PATIENCE = 60
 
 
+#: what a supervisor is started with: no more than an init system gives it
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRONMENT = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8"}
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+}
+
 #: what service number so and so runs
 Argv = Callable[[int], list[str]]
 
@@ -134,7 +142,7 @@ class Supervisor(ABC):
         shutil.rmtree(self.home, ignore_errors=True)
         self.home.mkdir(parents=True)
 
-    def _launch(self, *argv: str | Path, env: Mapping[str, str] | None = None) -> None:
+    def _launch(self, *argv: str | Path, env: Mapping[str, str] = ENVIRONMENT) -> None:
         with (self.home / "output").open("ab") as output:
             self._daemon = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.home, env=env,
@@ -296,7 +304,7 @@ class Pm2(Supervisor):
 
     def __init__(self, scratch: Path) -> None:
         super().__init__(scratch)
-        self._env = os.environ | {"PM2_HOME": str(self.home), "PM2_DISABLE_VERSION_CHECK": "true"}
+        self._env = ENVIRONMENT | {"PM2_HOME": str(self.home), "PM2_DISABLE_VERSION_CHECK": "true"}
         self._stream: Any = None
 
     @property
