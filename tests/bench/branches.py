@@ -38,6 +38,8 @@ from branchd.core.spec import Kind
 from branchd.drivers.command import CommandDriver
 from branchd.wire.sealing import KEY_SIZE, KeyRing, NeighbourhoodKey, NeighbourhoodSeal
 from tests.fakes.channel import FakeChannel
+from tests.fakes.hooks import FakeTeller
+from tests.fakes.probes import FakeProber
 from tests.fakes.process import FakeProcesses
 from tests.simulation.door import SimulatedDoor
 from tests.waiting import until
@@ -81,6 +83,8 @@ class Complete:
             store=self._store,
             channel=FakeChannel(),
             host=LocalHost(home),
+            prober=FakeProber(),
+            teller=FakeTeller(),
             drivers={Kind.COMMAND: CommandDriver()},
             clock=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
             wall=time.time,
