@@ -1,15 +1,17 @@
 """A cgroup v2 for each instance: the one thing that no process can escape from by forking.
 
-Only joining and killing: no controller is ever enabled here. A controller in subtree_control of a delegated cgroup
-makes the unit's next start fail on systemd 252 (219/CGROUP).
+Controllers are switched on when the first instance asks for a limit that needs one, and not before: one in
+subtree_control of a delegated cgroup makes the unit's next start fail on systemd 252 (219/CGROUP), unless something
+switches it off again after the stop, and the cgroup that hands them down may hold no process, so that the daemon has to
+leave it for a leaf.
 """
 
+import contextlib
 import ctypes
+import errno
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Self
 
@@ -19,36 +21,8 @@ from branchd.core.values import Key
 #: what statfs(2) says of a real cgroup2. On hybrid hosts /sys/fs/cgroup is a tmpfs: mkdir works there and means nothing
 CGROUP2_MAGIC = 0x63677270
 
-SHELL = "/bin/sh"
-ENV = "/usr/bin/env"
-#: environment that a shell would not hand on as it got it: names that are no identifiers, and those that it sets itself
-SHELL_CHANGES = re.compile(
-    r"(?![A-Za-z_][A-Za-z0-9_]*\Z)|(PWD|OLDPWD|SHLVL|_|IFS|PS[1-4]|LINENO|OPTIND|OPTERR|P?PID|E?UID|GROUPS|S?RANDOM"
-    r"|SECONDS|EPOCH\w+|HISTCMD|DIRSTACK|FUNCNAME|SHELLOPTS|POSIXLY_CORRECT|BASH\w*)\Z"
-)
-
-
-def joinable(argv: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether it would be started by `joining` just as it would be without."""
-    return "=" not in argv[0] and not any(SHELL_CHANGES.match(name) for name in env)
-
-
-def joining(argv: Sequence[str]) -> tuple[str, ...]:
-    """The same program, started with Cgroup.open() as its standard input, as a member of the cgroup."""
-    return (SHELL, "-c", _script(SHELL), "sh", *argv)
-
-
-@cache
-def _script(shell: str) -> str:
-    """Joins the cgroup whose cgroup.procs is standard input, then becomes the program.
-
-    Not by preexec_fn, which costs ten times as much, and more with every MB of the daemon. A join that fails changes
-    nothing else, and shows in /proc/PID/cgroup. What the shell itself adds to the environment goes: dash can do that,
-    which saves an exec (0.7 of 2.8 ms, measured); others set some of it again at the exec, so there env does it.
-    """
-    dash = os.path.realpath(shell).endswith("/dash")
-    become = "unset PWD OLDPWD; exec" if dash else f"exec {ENV} -u PWD -u OLDPWD -u SHLVL -u _"
-    return f'echo 0 2>/dev/null >&0; {become} "$@" </dev/null'
+#: the leaf that the daemon moves itself to, within the cgroup that was its own
+LEAF = "branchd-daemon"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +32,51 @@ class Cgroup:
     folder: Path
 
     def open(self) -> int:
-        """Makes it; a descriptor by which one joins. OSError when the kernel does not let us.
-
-        The kernel asks for the rights of who opened it, not of who writes, so a child of another user may join.
-        """
-        self.folder.mkdir(exist_ok=True)
-        return os.open(self.folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        """Makes it; a descriptor of its folder, to begin in. OSError when the kernel does not let us."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.folder)
+        return os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def kill(self) -> bool:
         """KILL to all that is in it or below; False when that is not to be had, True also when the folder is gone."""
         try:
-            (self.folder / "cgroup.kill").write_bytes(b"1")
+            _write(self.folder / "cgroup.kill", "1")
         except OSError:
             return not self.folder.exists()
         return True
+
+    @property
+    def known_empty(self) -> bool:
+        """Nothing lives in it or below; zombies do not. False also where that cannot be told."""
+        return self._figures("cgroup.events").get("populated") == 0
+
+    def limit(self, values: Mapping[str, str]) -> None:
+        """Writes each to its file, where the controller is on; OSError."""
+        for name, value in values.items():
+            with contextlib.suppress(FileNotFoundError):
+                _write(self.folder / name, value)
+
+    def oom_kills(self) -> int:
+        """How often the kernel killed in it for its limit of memory."""
+        return self._figures("memory.events").get("oom_kill", 0)
+
+    def usage(self) -> Mapping[str, float]:
+        """memory (bytes, with its cache), cpu_seconds (of ended processes too), tasks; what the kernel counts here."""
+        found = {
+            "memory": self._figures("memory.current").get("", None),
+            "cpu_seconds": self._figures("cpu.stat").get("usage_usec", None),
+            "tasks": self._figures("pids.current").get("", None),
+        }
+        scales = {"cpu_seconds": 1e-6}
+        return {name: value * scales.get(name, 1) for name, value in found.items() if value is not None}
+
+    def _figures(self, name: str) -> dict[str, int]:
+        """Lines of a name and a number, or a number alone, whose name is empty; none where there is no such file."""
+        try:
+            lines = (self.folder / name).read_text(encoding="ascii").splitlines()
+        except OSError:
+            return {}
+        return {line.rpartition(" ")[0]: int(line.rpartition(" ")[2]) for line in lines}
 
     def remove(self) -> None:
         """When nothing lives in it; what was just killed may take a moment, the folder then stays for the next run."""
@@ -97,8 +102,7 @@ class CgroupRoot:
         own = proc.cgroup("self")
         if mounted is None or own is None or (inside := _inside(*mounted, own)) is None:
             return None
-        if not (os.access(SHELL, os.X_OK) and os.access(ENV, os.X_OK)):
-            return None
+        inside = inside.parent if inside.name == LEAF else inside
         root = cls(*mounted, inside / f"branchd-{branch_id}")
         try:
             root.folder.mkdir(exist_ok=True)
@@ -114,6 +118,33 @@ class CgroupRoot:
         """At the daemon's end, where nothing runs any more."""
         Cgroup(self.folder).remove()
 
+    @property
+    def available(self) -> frozenset[str]:
+        """Controllers that may be switched on for instances."""
+        return _words(self.folder.parent / "cgroup.controllers")
+
+    @property
+    def enabled(self) -> frozenset[str]:
+        """Controllers that are on for instances."""
+        return _words(self.folder / "cgroup.subtree_control")
+
+    def enable(self, controllers: Iterable[str]) -> None:
+        """Switches them on; OSError where that is not granted."""
+        wanted = " ".join(f"+{name}" for name in controllers)
+        own = self.folder.parent
+        try:
+            _write(own / "cgroup.subtree_control", wanted)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            leaf = own / LEAF
+            leaf.mkdir(exist_ok=True)
+            for pid in (own / "cgroup.procs").read_text(encoding="ascii").split():
+                with contextlib.suppress(ProcessLookupError):
+                    _write(leaf / "cgroup.procs", pid)
+            _write(own / "cgroup.subtree_control", wanted)
+        _write(self.folder / "cgroup.subtree_control", wanted)
+
     def of(self, key: Key) -> Cgroup:
         return Cgroup(self.folder / str(key))
 
@@ -127,6 +158,35 @@ class CgroupRoot:
             return None
         folder = _inside(self.mount, self.top, path)
         return Cgroup(folder) if folder is not None and folder.is_dir() else None
+
+
+def visible(path: str) -> Path | None:
+    """Where the cgroup of that name, as /proc tells it, is in the file system; None where it is not."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        mounted = _mounted(mounts)
+    return None if mounted is None else _inside(*mounted, path)
+
+
+def why_none(branch_id: str) -> tuple[str, str]:
+    """Where discover() finds nothing: why, and what to do."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        mounted = _mounted(mounts)
+    own = proc.cgroup("self")
+    if mounted is None or own is None:
+        return "no cgroup v2 is mounted", "boot with systemd.unified_cgroup_hierarchy=1, or mount it in the container"
+    inside = _inside(*mounted, own)
+    if inside is None:
+        return f"the daemon's own cgroup {own} is not to be seen here", "give the container a cgroup namespace"
+    folder = inside / f"branchd-{branch_id}"
+    try:
+        folder.mkdir(exist_ok=True)
+        found = (folder / "cgroup.kill").exists()
+        Cgroup(folder).remove()
+    except OSError as error:
+        return f"no cgroup may be made in {inside}: {error.strerror}", "run as root, or with Delegate=yes in the unit"
+    if not found:
+        return "the kernel has no cgroup.kill", "Linux 5.14 or newer"
+    return "they were not to be had when the daemon started", "restart the daemon"
 
 
 def _mounted(mounts: Iterable[str]) -> tuple[Path, PurePosixPath] | None:
@@ -153,3 +213,19 @@ def _magic(path: str) -> int:
     # statfs(2), whose f_type os.statvfs leaves out: the first word, in a buffer with room to spare
     answer = (ctypes.c_long * 64)()
     return int(answer[0]) if ctypes.CDLL(None).statfs(os.fsencode(path), ctypes.byref(answer)) == 0 else 0
+
+
+def _words(file: Path) -> frozenset[str]:
+    try:
+        return frozenset(file.read_text(encoding="ascii").split())
+    except OSError:
+        return frozenset()
+
+
+def _write(file: Path, text: str) -> None:
+    """In one call of write(2), and nothing around it."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)

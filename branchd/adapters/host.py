@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from branchd.adapters import proc
+from branchd.adapters import environment_file, proc
 from branchd.adapters.precheck import account_of
 from branchd.core.errors import SpawnFailed
 from branchd.core.values import Identity
@@ -58,6 +58,15 @@ class LocalHost:
         if known is None or known[1] < time.monotonic():
             self._uids[user] = known = account_of(user).pw_uid, time.monotonic() + UID_FOR
         return known[0]
+
+    def environment(self, path: str) -> Mapping[str, str]:
+        return environment_file.read(path, os.environ.get("CREDENTIALS_DIRECTORY"))
+
+    def memory(self, identity: Identity) -> int:
+        main = proc.stat(identity.pid)
+        if identity.boot != self._boot or main is None or main.started != identity.started:
+            return 0
+        return sum(proc.resident(pid) for pid in (identity.pid, *(each.pid for each in proc.descendants(identity.pid))))
 
     def usage(self, identity: Identity) -> Mapping[str, float] | None:
         main = proc.stat(identity.pid)

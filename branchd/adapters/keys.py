@@ -136,7 +136,9 @@ def _judge(path: Path, found: os.stat_result) -> None:
             f"{path} belongs to uid {found.st_uid}, who can change it; this branchd runs as uid {os.geteuid()}",
             f"run it as that user, or `chown {os.geteuid()} {path}`",
         )
-    if stat.S_IMODE(found.st_mode) & 0o077:
+    # systemd lends a credential to a unit's user by an access list, which shows as the group's right to read.
+    lent = stat.S_IMODE(found.st_mode) == 0o440 and found.st_uid == found.st_gid == 0
+    if stat.S_IMODE(found.st_mode) & 0o077 and not lent:
         raise Fatal(
             f"{path} can be used by others than its owner: its mode is {stat.S_IMODE(found.st_mode):04o}",
             f"`chmod 600 {path}`; where others may have read it, change the key: `branchd key rotate {path}`",

@@ -2,30 +2,34 @@
 
 root/<app>/<name>/stdout.log                         the live file, which the program appends to
 root/<app>/<name>/stdout.log.00000000000000040960    an archive, named by the logical offset of its first byte
+root/<app>/<name>/stdout.log.00000000000000040960.gz    the same, compressed; log_packing.py tells how
 root/<app>/<name>/stdout.log.<offset>.<until>.<phase>    one in the making; rotation.py tells what the phases mean
+root/<app>/<name>/stdout.log.<offset>.packing    one that is being compressed; what it is made from counts
 
 Logical offsets count the bytes of a log from its first one on, whatever was cut off since. They need no record:
-archives follow each other, and the first byte of data in the live file follows the last archive. Nothing here changes
-a file, except that folders are made. No link is followed below the root, and what is not a regular file with one link
-is never opened as a log.
+archives follow each other, and the first byte of data in the live file follows the last archive; an empty archive
+remembers the count of a log that was cleared. Nothing here changes a file, except that folders are made. No link is
+followed below the root, and what is not a regular file with one link is never opened as a log.
 """
 
 import errno
 import os
 import re
 import stat
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+
+from branchd.adapters import log_packing
 
 FOLDER_MODE = 0o750
 FILE_MODE = 0o640
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_ARCHIVE = re.compile(r"\.(\d{20})(?:\.(\d+)\.(copying|cut|punched|truncate))?", re.ASCII)
+_ARCHIVE = re.compile(r"\.(\d{20})(?:\.(\d+)\.(copying|cut|punched|truncate)|\.(packing|gz))?", re.ASCII)
 
 
 class NotPlain(OSError):
@@ -33,13 +37,15 @@ class NotPlain(OSError):
 
 
 class Phase(StrEnum):
-    """How far the making of an archive has come."""
+    """How far the making of an archive has come; it can be read when DONE or PACKED."""
 
     COPYING = "copying"
     CUT = "cut"
     PUNCHED = "punched"
     TRUNCATE = "truncate"
     DONE = ""
+    PACKING = "packing"
+    PACKED = "gz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +56,15 @@ class Archive:
 
     def name(self, live: str) -> str:
         done = f"{live}.{self.start:020d}"
+        if self.phase in {Phase.PACKING, Phase.PACKED}:
+            return f"{done}.{self.phase}"
         return done if self.phase is Phase.DONE else f"{done}.{self.until}.{self.phase}"
 
     @classmethod
     def parse(cls, live: str, name: str) -> "Archive | None":
         """None when it is no archive of that live file."""
         found = _ARCHIVE.fullmatch(name.removeprefix(live)) if name.startswith(live) else None
-        return found and cls(int(found[1]), int(found[2] or 0), Phase(found[3] or ""))
+        return found and cls(int(found[1]), int(found[2] or 0), Phase(found[3] or found[4] or ""))
 
 
 @contextmanager
@@ -134,9 +142,15 @@ class Layout:
     name: str  #: of the live file
     live: int | None  #: descriptor; None where there is no live file
     starts: tuple[int, ...]  #: of the finished archives, oldest first
+    packed: frozenset[int]  #: of those, the ones that are compressed
     base: int  #: logical offset of the live file's first byte of data
     head: int  #: physical offset of that byte
     size: int  #: of the live file, with the hole at its head
+
+    @property
+    def first(self) -> int:
+        """The logical offset of the first byte that is kept."""
+        return self.starts[0] if self.starts else self.base
 
     @property
     def end(self) -> int:
@@ -144,12 +158,22 @@ class Layout:
         return self.base + self.size - self.head
 
     def archive_size(self, index: int) -> int:
-        """Bytes; 0 when it has vanished meanwhile."""
+        """Bytes of what it holds; 0 when it has vanished meanwhile, or is damaged."""
+        start = self.starts[index]
         try:
-            name = Archive(self.starts[index]).name(self.name)
-            return os.stat(name, dir_fd=self.folder, follow_symlinks=False).st_size
-        except FileNotFoundError:
-            return 0
+            if start in self.packed:
+                with self._opened(index) as archive:
+                    return log_packing.size(archive)
+            return os.stat(Archive(start).name(self.name), dir_fd=self.folder, follow_symlinks=False).st_size
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EBADMSG):
+                return 0
+            raise
+
+    def made(self, index: int) -> float:
+        """When an archive was made, which is after its last byte was written; seconds since 1970. OSError."""
+        with self._opened(index) as archive:
+            return os.fstat(archive).st_mtime
 
     def read(self, position: int, count: int) -> tuple[bytes, int]:
         """Up to count bytes of one file from a logical offset, or from behind a gap there; and where they stand.
@@ -160,8 +184,9 @@ class Layout:
         index = bisect_right(self.starts, position) - 1
         if index >= 0 and (rest := self.starts[index] + self.archive_size(index) - position) > 0:
             return self._read_archive(index, position - self.starts[index], min(count, rest)), position
-        if index + 1 < len(self.starts):  # in no archive, but a later one exists: what lay between was rotated away
-            return self._read_archive(index + 1, 0, count), self.starts[index + 1]
+        while (index := index + 1) < len(self.starts):  # in no archive, but in a later one: what lay between is gone
+            if self.archive_size(index) > 0:
+                return self._read_archive(index, 0, count), self.starts[index]
         if not self.base <= position <= self.end:
             position = self.base
         if self.live is None:
@@ -169,38 +194,40 @@ class Layout:
         start = self.head + position - self.base
         return os.pread(self.live, min(count, self.size - start), start), position
 
-    def blocks_backwards(self, count: int) -> Iterator[bytes]:
-        """Blocks of up to count bytes from the end of the log to its beginning, or to where something was taken out."""
-        if self.live is not None:
-            for start, stop in _cut_backwards(self.head, self.size, count):
-                yield os.pread(self.live, stop - start, start)
-        follows = self.base
-        for index in reversed(range(len(self.starts))):
-            size = self.archive_size(index)
-            if self.starts[index] + size != follows:
-                return
-            for start, stop in _cut_backwards(0, size, count):
-                yield self._read_archive(index, start, stop - start)
-            follows = self.starts[index]
+    def read_before(self, position: int, count: int) -> bytes:
+        """Up to count bytes of one file that end at a logical offset; none at the beginning, or behind a gap."""
+        if self.live is not None and self.base < position <= self.end:
+            stop = self.head + position - self.base
+            start = max(self.head, stop - count)
+            return os.pread(self.live, stop - start, start)
+        index = bisect_left(self.starts, position) - 1
+        if index < 0 or self.starts[index] + self.archive_size(index) < position:
+            return b""
+        stop = position - self.starts[index]
+        with self._opened(index) as archive:
+            if self.starts[index] in self.packed:
+                return log_packing.read_before(archive, stop, count)
+            start = max(0, stop - count)
+            return os.pread(archive, stop - start, start)
 
     def _read_archive(self, index: int, start: int, count: int) -> bytes:
-        with opened(self.folder, Archive(self.starts[index]).name(self.name), os.O_RDONLY) as archive:
+        with self._opened(index) as archive:
+            if self.starts[index] in self.packed:
+                return log_packing.read(archive, start, count)
             return os.pread(archive, count, start)
+
+    def _opened(self, index: int) -> AbstractContextManager[int]:
+        start = self.starts[index]
+        phase = Phase.PACKED if start in self.packed else Phase.DONE
+        return opened(self.folder, Archive(start, phase=phase).name(self.name), os.O_RDONLY)
 
 
 def survey(folder: int, name: str, live: int | None) -> Layout:
     """Looks; only where no archive is in the making does it tell the truth about the live file."""
-    starts = tuple(archive.start for archive in archives(folder, name) if archive.phase is Phase.DONE)
+    found = archives(folder, name)
+    plain = {archive.start for archive in found if archive.phase is Phase.DONE}
+    packed = frozenset(archive.start for archive in found if archive.phase is Phase.PACKED) - plain
+    starts = tuple(sorted(plain | packed))
     head, size = (0, 0) if live is None else (first_data(live), os.fstat(live).st_size)
-    layout = Layout(folder, name, live, starts, 0, head, max(head, size))
-    if not starts:
-        return layout
-    base = starts[-1] + layout.archive_size(-1)
-    return Layout(folder, name, live, starts, base, head, max(head, size))
-
-
-def _cut_backwards(start: int, stop: int, count: int) -> Iterator[tuple[int, int]]:
-    while stop > start:
-        begin = max(start, stop - count)
-        yield begin, stop
-        stop = begin
+    layout = Layout(folder, name, live, starts, packed, 0, head, max(head, size))
+    return replace(layout, base=starts[-1] + layout.archive_size(-1)) if starts else layout

@@ -1,16 +1,28 @@
-"""What can be told about a launch before it is tried: who it runs as, whether its directory and program are there for
-that user; in words that say what to do. What slips through is told by the errno of the attempt, less well (process.py).
+"""What can be told of a launch without trying it: who it runs as, and, in words that say what to do, whether its
+directory and program are there for that user. The latter is looked at when the attempt has failed: its errno alone
+tells less.
 """
 
+import errno
 import grp
 import os
 import pwd
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from branchd.core.errors import SpawnFailed
 from branchd.core.values import Launch
+
+#: errno of a spawn that may have words: what the checks look for
+EXPLICABLE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELOOP, errno.EISDIR}
+#: errno of a spawn that failed for want of something of the machine's or the daemon's
+OURS = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+LIMITS = "free memory, or raise the limits of processes and open files"
+
+#: seconds for which an account is as it was
+ACCOUNT_FOR = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +73,32 @@ def credentials(user: str | None, group: str | None) -> Credentials | None:
     )
 
 
+class Accounts:
+    """Credentials that were looked up, for a moment: a mass start asks for one account hundreds of times, and who
+    knows the accounts may be a server."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str | None, str | None], tuple[float, Credentials | None]] = {}
+
+    def credentials(self, user: str | None, group: str | None) -> Credentials | None:
+        """As credentials()."""
+        until, known = self._known.get((user, group), (0.0, None))
+        if until < (now := time.monotonic()):
+            known = credentials(user, group)
+            self._known[user, group] = now + ACCOUNT_FOR, known
+        return known
+
+
+def located(launch: Launch, who: Credentials | None) -> str:
+    """The full path of what to execute, looked for as little as that takes; SpawnFailed where it is in no folder."""
+    if not launch.argv or not launch.argv[0]:
+        raise SpawnFailed("the command is empty", "give at least the program's name")
+    name = launch.argv[0]
+    return os.path.join(launch.directory, name) if "/" in name else _look_up(name, launch, who)
+
+
 def program(launch: Launch, who: Credentials | None) -> str:
-    """The full path of what to execute; SpawnFailed when the directory or the program is not there for that user."""
+    """The same, and SpawnFailed in words when the directory or the program is not there for that user."""
     if not launch.argv or not launch.argv[0]:
         raise SpawnFailed("the command is empty", "give at least the program's name")
     _check_directory(launch.directory, who)
@@ -74,6 +110,24 @@ def program(launch: Launch, who: Credentials | None) -> str:
         path = _look_up(name, launch, who)
     _check_first_line(path, who)
     return path
+
+
+def explained(error: OSError, program: str) -> SpawnFailed:
+    """By its errno alone."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in OURS:
+        return SpawnFailed(f"the machine starts no further process: {reason}", LIMITS, ours=True)
+    if error.errno == errno.ENOENT:
+        return SpawnFailed(f"program {program} is there, its loader is not", "was it built for this system?")
+    if error.errno == errno.ETIMEDOUT:
+        return SpawnFailed(f"program {program} did not begin in time", "is its file server there?", ours=True)
+    if error.errno == errno.ECANCELED:
+        return SpawnFailed("it was killed before it came to its program", "is its limit of memory too low?", ours=True)
+    if error.errno == errno.E2BIG:
+        return SpawnFailed("arguments and environment together are too long for the kernel", "shorten them")
+    return SpawnFailed(
+        f"program {program} could not be started: {reason} ({error.filename})", "try it by hand, as the same user"
+    )
 
 
 def _check_directory(directory: str, who: Credentials | None) -> None:

@@ -4,21 +4,29 @@ What /proc tells stands in proc.py, what is checked before a spawn in precheck.p
 Whether and when to start or end anything is decided elsewhere.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import errno
 import os
 import resource
 import signal
-import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import structlog
 
+from branchd.adapters import limits as kernel
 from branchd.adapters import precheck, proc
-from branchd.adapters.cgroup import Cgroup, CgroupRoot, joinable, joining
-from branchd.adapters.reaping import ExitWatch, OrphanReaper
+from branchd.adapters.cgroup import Cgroup, CgroupRoot, why_none
+from branchd.adapters.instance_cgroups import InstanceCgroups
+from branchd.adapters.reaping import ExitWatch, OrphanReaper, tells_foreign
+from branchd.adapters.spawner import Order
+from branchd.adapters.spawning import Begun, SpawnerLost, Spawning
 from branchd.core.errors import SpawnFailed, Unavailable
+from branchd.core.machine import ProcessFacts
+from branchd.core.spec import Limits
 from branchd.core.values import Exit, Identity, Key, Launch
 
 log = structlog.get_logger()
@@ -28,12 +36,11 @@ PR_SET_CHILD_SUBREAPER = 36
 #: rounds of killing what a tree forked while it was being killed; a fork bomb outlives them, and its next sweep's
 KILL_ROUNDS = 10
 
+#: starts under way at a time: more than these keep no CPU busier, and each holds descriptors open
+STARTS_AT_ONCE = 8
+
 #: seconds by which a start time, which /proc rounds down to clock ticks, may seem to lie before the intent
 ROUNDING = 0.05
-
-#: errno of a spawn that failed for want of something of the machine's or the daemon's
-OURS = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-LIMITS = "free memory, or raise the limits of processes and open files"
 
 
 class LinuxProcess:
@@ -47,6 +54,7 @@ class LinuxProcess:
         #: an earlier daemon started it: its orphans went to init, not to us
         self.adopted = adopted
         self.cgroup: Cgroup | None = None
+        self.joined = False  #: it is in its cgroup for sure: it began there
         self.watch: ExitWatch | None = None
 
     @property
@@ -69,6 +77,9 @@ class LinuxProcess:
         stat = self.stat()
         return None if stat is None or stat.ended else stat.cpu / proc.TICKS
 
+    def tree_usage(self) -> Mapping[str, float]:
+        return {} if self.cgroup is None else self.cgroup.usage()
+
     def stat(self) -> proc.Stat | None:
         """Of this very process; None when it was reaped, by whomever, and its pid may be another's."""
         stat = proc.stat(self.identity.pid)
@@ -83,62 +94,79 @@ class LinuxProcesses:
 
     def __init__(self, branch_id: str, cgroups: CgroupRoot | None) -> None:
         self._branch_id = branch_id
-        self._cgroups = cgroups
+        self._cgroups = InstanceCgroups(cgroups)
         self._boot = proc.boot_id()
         self._running: dict[int, LinuxProcess] = {}
         self._trees: dict[str, LinuxProcess] = {}  # by nonce, till they are swept
-        with open("/proc/self/oom_score_adj", encoding="ascii") as file:
-            self._resets_oom = int(file.read()) != 0
         # Each instance takes a descriptor for its pidfd, and the usual soft limit is 1024. Children get it back as it
         # was: some programs use select(), or close every descriptor that they may have.
         self._descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._descriptors[1], self._descriptors[1]))
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._reaper = OrphanReaper(self._running)
+        #: what a program gets that asks for nothing; None: it is that already
+        self._oom_score_adj = 0 if kernel.own_oom_score_adj() else None
+        self._joins_late = False  #: the last one could not begin in its cgroup
+        self._turns = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._spawning = Spawning()
+        self._accounts = precheck.Accounts()
+        self._reaper = OrphanReaper(self._running, lambda: self._spawning.busy)
+
+    @property
+    def spawner(self) -> int | None:
+        """Pid of the process that forks for this one, while there is one."""
+        return self._spawning.pid
 
     def close(self) -> None:
         """Lets go of everything; what runs goes on."""
         self._reaper.close()
+        self._spawning.close()
         for process in self._running.values():
             if process.watch is not None:
                 process.watch.close()
         self._running.clear()
         self._trees.clear()
-        if self._cgroups is not None:
-            self._cgroups.remove()
+        self._cgroups.close()
 
-    def spawn(
-        self, key: Key, nonce: str, launch: Launch, stdout: int, stderr: int, on_exit: Callable[[Exit], None]
+    async def spawn(
+        self,
+        key: Key,
+        nonce: str,
+        launch: Launch,
+        output: AbstractContextManager[tuple[int, int]],
+        on_exit: Callable[[Exit], None],
     ) -> LinuxProcess:
-        who = precheck.credentials(launch.user, launch.group)
-        program = precheck.program(launch, who)
-        argv = (program, *launch.argv[1:])
-        env = {**launch.env, proc.MARK: nonce}
-        cgroup, door = self._enter(key, argv, env)
-        try:
-            pid = _start(argv, env, launch, who, door, stdout, stderr)
-        except OSError as error:
-            raise _explained(error, program) from error
-        except ValueError as error:  # a NUL byte, or a '=' in a name
-            raise SpawnFailed(f"command or environment cannot be handed over: {error}", "correct it") from error
+        who = self._accounts.credentials(launch.user, launch.group)
+        program = precheck.located(launch, who)
+        order = self._order(program, nonce, launch, who)
+        async with self._turns:
+            with self._cgroups.entered(key, launch.limits) as (cgroup, folder):
+                try:
+                    with output as (stdout, stderr):
+                        begun = await self._spawning.spawn(order, [stdout, stderr, *folder])
+                except OSError as error:
+                    if error.errno in precheck.EXPLICABLE:
+                        precheck.program(launch, who)
+                    raise precheck.explained(error, program) from error
+                except SpawnerLost as error:
+                    if cgroup is None or not self._cgroups.kill(cgroup):
+                        self._kill_marked(nonce, everywhere=False)
+                    raise SpawnFailed("the process that starts programs was lost", ours=True) from error
+                return self._begun(key, nonce, begun, cgroup, program, on_exit)
+
+    def _begun(
+        self, key: Key, nonce: str, begun: Begun, cgroup: Cgroup | None, program: str, on_exit: Callable[[Exit], None]
+    ) -> LinuxProcess:
         # It is a child that nobody reaps before we do, so its pid is its own even if it has ended already.
-        stat = proc.stat(pid)
-        try:
-            if stat is None:  # it is there, so that we cannot open it has one reason
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            _kill_group(pid)
-            os.waitpid(pid, 0)
-            raise _explained(error, program) from error
-        with contextlib.suppress(OSError):  # it may have ended already
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, self._descriptors)
-        if self._resets_oom:
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
-                file.write("0")
-        process = LinuxProcess(self, key, nonce, Identity(self._boot, pid, stat.started), adopted=False)
-        process.cgroup = cgroup
-        return self._watched(process, pidfd, on_exit)
+        stat = proc.stat(begun.pid)
+        if stat is None:  # it is there, so that we cannot open it has one reason
+            os.close(begun.pidfd)
+            _kill_group(begun.pid)
+            os.waitpid(begun.pid, 0)
+            raise precheck.explained(OSError(errno.EMFILE, os.strerror(errno.EMFILE)), program)
+        process = LinuxProcess(self, key, nonce, Identity(self._boot, begun.pid, stat.started), adopted=False)
+        process.cgroup, process.joined = cgroup, begun.joined
+        self._joins_late = cgroup is not None and not begun.joined
+        return self._watched(process, begun.pidfd, on_exit)
 
     def adopt(self, key: Key, nonce: str, identity: Identity, on_exit: Callable[[Exit], None]) -> LinuxProcess | None:
         """As the port says; Unavailable when that cannot be told for want of descriptors."""
@@ -149,18 +177,17 @@ class LinuxProcesses:
         except ProcessLookupError:
             return None
         except OSError as error:
-            raise Unavailable(f"process {identity.pid} cannot be watched: {error.strerror}", LIMITS) from error
+            raise Unavailable(f"process {identity.pid} cannot be watched: {error.strerror}", precheck.LIMITS) from error
         # Only now: what holds the pid from here on is what the descriptor refers to, or is gone.
         stat = proc.stat(identity.pid)
         if stat is None and os.path.exists(f"/proc/{identity.pid}"):
             os.close(pidfd)
-            raise Unavailable(f"process {identity.pid} cannot be looked at", LIMITS)
+            raise Unavailable(f"process {identity.pid} cannot be looked at", precheck.LIMITS)
         if stat is None or stat.started != identity.started or (stat.ended and stat.parent != os.getpid()):
             os.close(pidfd)
             return None
         process = LinuxProcess(self, key, nonce, identity, adopted=True)
-        if self._cgroups is not None:
-            process.cgroup = self._cgroups.holding(identity.pid, self._branch_id, key)
+        process.cgroup = self._cgroups.holding(identity.pid, self._branch_id, key)
         return self._watched(process, pidfd, on_exit)
 
     def find(self, nonces: Mapping[str, float]) -> Mapping[str, Identity | None]:
@@ -169,7 +196,7 @@ class LinuxProcesses:
         try:
             pids = proc.pids()
         except OSError as error:
-            raise Unavailable(f"the machine's processes cannot be listed: {error.strerror}", LIMITS) from error
+            raise Unavailable(f"the machine's processes cannot be listed: {error.strerror}", precheck.LIMITS) from error
         for pid in pids:
             nonce = proc.mark(pid)
             if nonce is not None and nonce in nonces and (stat := proc.stat(pid)) is not None:
@@ -186,20 +213,33 @@ class LinuxProcesses:
         if tree is not None and tree.running:
             return
         self._trees.pop(nonce, None)
-        cgroup = tree.cgroup if tree is not None else self._folder(key)
-        # the folder may be in use again: another run of the instance
-        if cgroup is not None and not any(each.cgroup == cgroup for each in self._running.values()):
-            killed = cgroup.kill()
-            cgroup.remove()
-            if killed and tree is not None:
-                return
+        cgroup = tree.cgroup if tree is not None else self._cgroups.of(key)
+        if cgroup is not None and self._cgroups.sweep(cgroup) and tree is not None:
+            return
         if tree is not None and proc.stat(tree.identity.pid) is None:  # else the number is somebody else's by now
             _kill_group(tree.identity.pid)
         self._kill_marked(nonce, everywhere=tree is None or tree.adopted)
 
+    def facts(self) -> ProcessFacts:
+        available = self._cgroups.available
+        why, cure = ("", "") if available is not None else why_none(self._branch_id)
+        return ProcessFacts(
+            cgroups=available is not None,
+            why_none=why,
+            cure=cure,
+            controllers=available or frozenset(),
+            joins_late=self._joins_late,
+            tells_exits=tells_foreign(),
+            open_files=self._descriptors[1],
+        )
+
+    def unenforceable(self, limits: Limits) -> Mapping[str, str]:
+        return kernel.unenforceable(limits, self._cgroups.available, self._descriptors)
+
     def kill(self, process: LinuxProcess) -> None:
         """What LinuxProcess.kill_tree does."""
-        if process.cgroup is None or not self._joined(process) or not process.cgroup.kill():
+        joined = process.cgroup is not None and (process.joined or self._joined(process))
+        if not joined or process.cgroup is None or not self._cgroups.kill(process.cgroup):
             if process.stat() is not None:
                 # listed before any dies: they are known by their parents
                 descendants = proc.descendants(process.identity.pid)
@@ -210,37 +250,56 @@ class LinuxProcesses:
         process.signal(signal.SIGKILL)
 
     def _watched(self, process: LinuxProcess, pidfd: int, on_exit: Callable[[Exit], None]) -> LinuxProcess:
+        cgroup = process.cgroup  # till the end, whether or not it turns out to be outside
+        killed = cgroup.oom_kills() if cgroup is not None and "memory" in self._cgroups.controllers else 0
+
         def before_reaping() -> None:
-            if process.cgroup is not None and not self._joined(process):
+            if process.cgroup is not None and not process.joined and not self._joined(process):
                 log.warning("cgroup_not_joined", instance=str(process.key), pid=process.identity.pid)
                 process.cgroup = None
 
         def ended(how: Exit) -> None:
             del self._running[process.identity.pid]
+            if cgroup is not None:
+                self._cgroups.leave(cgroup)
+                if (
+                    how.signal == signal.SIGKILL
+                    and "memory" in self._cgroups.controllers
+                    and cgroup.oom_kills() > killed
+                ):
+                    how = replace(how, why="its limit of memory is reached")
             on_exit(how)
 
         process.watch = ExitWatch(pidfd, before_reaping, ended)
         self._running[process.identity.pid] = process
+        if cgroup is not None:
+            self._cgroups.use(cgroup)
         self._trees[process.nonce] = process
         return process
 
-    def _folder(self, key: Key) -> Cgroup | None:
-        return self._cgroups.of(key) if self._cgroups is not None else None
-
-    def _enter(self, key: Key, argv: Sequence[str], env: Mapping[str, str]) -> tuple[Cgroup | None, int | None]:
-        """The instance's cgroup, made, and a descriptor to join it by; None twice where it is to run without one."""
-        cgroup = self._folder(key)
-        if cgroup is None or not joinable(argv, env):
-            return None, None
-        try:
-            return cgroup, cgroup.open()
-        except OSError as error:
-            log.warning("cgroup_not_made", instance=str(key), folder=str(cgroup.folder), error=str(error))
-            return None, None
+    def _order(self, program: str, nonce: str, launch: Launch, who: precheck.Credentials | None) -> Order:
+        """SpawnFailed for what the kernel could not be told."""
+        argv = [os.fsencode(word) for word in (program, *launch.argv[1:])]
+        env = {os.fsencode(name): os.fsencode(value) for name, value in {**launch.env, proc.MARK: nonce}.items()}
+        if any(b"\0" in text for text in (*argv, *env, *env.values())) or any(b"=" in name for name in env):
+            raise SpawnFailed(
+                "command or environment cannot be handed over: it has a NUL byte, or a '=' in a name", "correct it"
+            )
+        return (
+            argv[0],
+            argv,
+            env,
+            os.fsencode(launch.directory),
+            -1 if launch.umask is None else launch.umask,
+            None if who is None else (who.uid, who.gid, list(who.groups)),
+            kernel.of_process(launch.limits, self._descriptors),
+            launch.limits.nice,
+            launch.limits.oom_score_adj if launch.limits.oom_score_adj is not None else self._oom_score_adj,
+        )
 
     def _joined(self, process: LinuxProcess) -> bool:
         """As far as can be told: one that somebody else reaped is in none any more."""
-        if self._cgroups is None or process.stat() is None:
+        if process.stat() is None:
             return True
         return self._cgroups.holding(process.identity.pid, self._branch_id, process.key) == process.cgroup
 
@@ -264,50 +323,6 @@ class LinuxProcesses:
                     if stat is not None:
                         _kill(stat)
             killed.update(found)
-
-
-def _start(
-    argv: Sequence[str],
-    env: Mapping[str, str],
-    launch: Launch,
-    who: precheck.Credentials | None,
-    door: int | None,
-    stdout: int,
-    stderr: int,
-) -> int:
-    """The pid of the new child; closes the door. OSError with the number that the failing call gave."""
-    try:
-        child = subprocess.Popen(
-            argv if door is None else joining(argv),
-            stdin=subprocess.DEVNULL if door is None else door,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=launch.directory,
-            env=env,
-            start_new_session=True,
-            user=None if who is None else who.uid,
-            group=None if who is None else who.gid,
-            extra_groups=None if who is None else who.groups,
-            umask=-1 if launch.umask is None else launch.umask,
-        )
-    finally:
-        if door is not None:
-            os.close(door)
-    child.returncode = 0  # it is ours to reap: Popen must neither wait for it nor warn about it
-    return child.pid
-
-
-def _explained(error: OSError, program: str) -> SpawnFailed:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    if error.errno in OURS:
-        return SpawnFailed(f"the machine starts no further process: {reason}", LIMITS, ours=True)
-    if error.errno == errno.ENOENT:
-        return SpawnFailed(f"program {program} is there, its loader is not", "was it built for this system?")
-    if error.errno == errno.E2BIG:
-        return SpawnFailed("arguments and environment together are too long for the kernel", "shorten them")
-    return SpawnFailed(
-        f"program {program} could not be started: {reason} ({error.filename})", "try it by hand, as the same user"
-    )
 
 
 def _firsts(carriers: list[proc.Stat], since: float) -> list[proc.Stat]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import struct
 from collections.abc import Callable, Container
@@ -90,6 +91,11 @@ def foreign_status(pidfd: int) -> Exit | None:
     return Exit(code=code) if code >= 0 else Exit(signal=-code)
 
 
+def tells_foreign() -> bool:
+    """Whether the kernel says how somebody else's child ended (6.15)."""
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (6, 15)
+
+
 class OrphanReaper:
     """Reaps the zombies that came to this process as a subreaper, or as PID 1, and that nobody waits for.
 
@@ -98,9 +104,11 @@ class OrphanReaper:
     What is still a zombie at the second look is an orphan. A look costs one call when there are no zombies.
     """
 
-    def __init__(self, waited_for: Container[int]) -> None:
+    def __init__(self, waited_for: Container[int], expecting: Callable[[], bool]) -> None:
+        """`expecting`: a child may be there that is somebody's and not yet known to be; nothing is reaped then."""
         self._loop = asyncio.get_running_loop()
         self._waited_for = waited_for
+        self._expecting = expecting
         self._seen: set[tuple[int, int]] = set()
         self._next = self._loop.call_later(ORPHAN_PATIENCE, self._look)
 
@@ -114,7 +122,8 @@ class OrphanReaper:
 
     def _look(self) -> None:
         self._next = self._loop.call_later(ORPHAN_PATIENCE, self._look)
-        zombies = {(stat.pid, stat.started) for stat in self.orphans() if stat.ended} if _has_zombies() else set()
+        looks = not self._expecting() and _has_zombies()
+        zombies = {(stat.pid, stat.started) for stat in self.orphans() if stat.ended} if looks else set()
         for pid, _ in zombies & self._seen:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)

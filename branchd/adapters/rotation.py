@@ -15,20 +15,26 @@ are free. A filesystem without holes gets copy and truncate: an archive of any s
 two calls is lost. A program that truncates its own log while its head is being cut may lose what it writes at that
 moment.
 
+A finished archive is compressed beside it (`.packing`), gets its name (`.gz`) when that is on disk, and then goes away;
+where a crash leaves both, it counts and the compressed one is deleted.
+
 When to rotate is decided in logs.py; reading is log_reading.py's.
 """
 
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from threading import Lock
 
 import structlog
 
+from branchd.adapters import log_packing
 from branchd.adapters.log_layout import (
     Archive,
     Layout,
@@ -68,6 +74,25 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> bool:
     raise OSError(code, os.strerror(code))
 
 
+class Cut(StrEnum):
+    """How a file system lets the head of a log be cut off."""
+
+    COLLAPSE = "collapse"  #: the file gets shorter
+    PUNCH = "punch"  #: its blocks are freed, its apparent size grows
+    TRUNCATE = "truncate"  #: not at all: what is written while it is copied and truncated is lost
+
+
+def cut_in(root: Path) -> Cut:
+    """Tried out with a file without a name. OSError."""
+    with tempfile.TemporaryFile(dir=root) as file:
+        block = os.fstat(file.fileno()).st_blksize
+        file.write(bytes(2 * block))
+        file.flush()
+        if not fallocate(file.fileno(), PUNCH_HOLE | KEEP_SIZE, 0, block):
+            return Cut.TRUNCATE
+        return Cut.COLLAPSE if fallocate(file.fileno(), COLLAPSE_RANGE, 0, block) else Cut.PUNCH
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What one call of rotate() did."""
@@ -77,7 +102,8 @@ class Turn:
 
 
 class RotatedLog:
-    """One log. Any thread may read it, one may rotate it; there must not be two objects for one file at a time.
+    """One log. Any thread may read it, append to it and pack it, one may rotate and clear it; there must not be two
+    objects for one file at a time.
 
     root/app/instance/name is the path of the live file.
     """
@@ -87,6 +113,7 @@ class RotatedLog:
         self._folder = root, app, instance
         self._name = name
         self._lock = Lock()
+        self.packing = Lock()  #: held while archives are compressed
         #: no archive is in the making, except the one that this object copies
         self._settled = False
 
@@ -126,6 +153,93 @@ class RotatedLog:
                     self._prune(folder, max(keep, 1))
             left = os.fstat(live).st_size - first_data(live)
             return Turn(0 if archive is None else archive.until - layout.head, max(left, 0))
+
+    def end(self) -> int:
+        """The offset that the next byte will have; OSError."""
+        with self.layout() as layout:
+            return layout.end
+
+    def append(self, data: bytes, written: Callable[[int], None]) -> None:
+        """Writes to its end, and calls written() with the offset behind it before anybody else sees it. OSError."""
+        with (
+            inner_folder(*self._folder) as folder,
+            self._lock,
+            opened(folder, self._name, os.O_RDWR | os.O_APPEND | os.O_CREAT) as live,
+        ):
+            self._settle(folder, live)
+            done = 0
+            while done < len(data):
+                done += os.write(live, data[done:])
+            written(survey(folder, self._name, live).end)
+
+    def undo(self, end: int) -> int:
+        """Takes away what was appended beyond an offset, where it is all in the live file; the end now. OSError."""
+        with inner_folder(*self._folder) as folder, self._lock, self._live(folder) as live:
+            self._settle(folder, live)
+            layout = survey(folder, self._name, live)
+            if live is None or not layout.base <= end < layout.end:
+                return layout.end
+            os.ftruncate(live, layout.size - (layout.end - end))
+            return end
+
+    def clear(self) -> None:
+        """Empties it and deletes its archives; offsets go on counting. In the thread that rotates. OSError."""
+        with inner_folder(*self._folder) as folder, self._lock, self._live(folder) as live:
+            self._settle(folder, live)
+            end = survey(folder, self._name, live).end
+            if live is not None:
+                os.ftruncate(live, 0)
+            if end == 0:
+                return
+            count = Archive(end).name(self._name)  # an empty one
+            with opened(folder, count, os.O_WRONLY | os.O_CREAT):
+                pass
+            for archive in archives(folder, self._name):
+                if archive.name(self._name) != count:
+                    os.unlink(archive.name(self._name), dir_fd=folder)
+
+    def pack(self, before: float, go_on: Callable[[], bool]) -> bool:
+        """Compresses the archives that were made before that time (seconds since 1970), the newest first.
+
+        False when some were made later. go_on() is asked often; when it says no, nothing more is done. OSError.
+        """
+        later = False
+        with self.packing, inner_folder(*self._folder) as folder:
+            with self._lock:
+                found = [one for one in archives(folder, self._name) if one.phase is Phase.DONE]
+            for archive in reversed(found):
+                try:
+                    with opened(folder, archive.name(self._name), os.O_RDONLY) as plain:
+                        facts = os.fstat(plain)
+                        if facts.st_mtime > before:
+                            later = True
+                        elif facts.st_size > 0 and go_on() and not self._pack(folder, archive, plain, go_on):
+                            return True
+                except FileNotFoundError:
+                    pass  # deleted meanwhile
+        return not later
+
+    def _pack(self, folder: int, archive: Archive, plain: int, go_on: Callable[[], bool]) -> bool:
+        name, packing = (replace(archive, phase=phase).name(self._name) for phase in (Phase.DONE, Phase.PACKING))
+        facts = os.fstat(plain)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(packing, dir_fd=folder)
+            with opened(folder, packing, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as packed:
+                done = log_packing.pack(plain, packed, go_on)
+                os.fdatasync(packed)
+                os.utime(packed, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # tells what time its lines are of
+            with self._lock:
+                # An archive that was deleted meanwhile must not come back, nor its place be another one's.
+                if done and os.path.samestat(facts, os.stat(name, dir_fd=folder, follow_symlinks=False)):
+                    self._rename(folder, replace(archive, phase=Phase.PACKING), replace(archive, phase=Phase.PACKED))
+                    os.fsync(folder)  # it has its name before the other one is gone
+                    os.unlink(name, dir_fd=folder)
+                    return True
+        finally:
+            with suppress(OSError):
+                os.unlink(packing, dir_fd=folder)
+        return False
 
     @contextmanager
     def _live(self, folder: int) -> Iterator[int | None]:
@@ -167,10 +281,15 @@ class RotatedLog:
         if self._settled:
             return
         for archive in archives(folder, self._name):
-            if archive.phase is Phase.COPYING:
-                os.unlink(archive.name(self._name), dir_fd=folder)
-            elif archive.phase is not Phase.DONE:
-                self._carry_through(folder, live, archive)
+            match archive.phase:
+                case Phase.COPYING | Phase.PACKING:
+                    os.unlink(archive.name(self._name), dir_fd=folder)
+                case Phase.CUT | Phase.PUNCHED | Phase.TRUNCATE:
+                    self._carry_through(folder, live, archive)
+                case Phase.PACKED:
+                    with suppress(FileNotFoundError):
+                        os.stat(Archive(archive.start).name(self._name), dir_fd=folder, follow_symlinks=False)
+                        os.unlink(archive.name(self._name), dir_fd=folder)
         self._settled = True
 
     def _carry_through(self, folder: int, live: int | None, archive: Archive) -> None:
@@ -199,8 +318,11 @@ class RotatedLog:
         return new
 
     def _prune(self, folder: int, keep: int) -> None:
-        for archive in archives(folder, self._name)[:-keep]:
-            os.unlink(archive.name(self._name), dir_fd=folder)
+        found = [one for one in archives(folder, self._name) if one.phase in {Phase.DONE, Phase.PACKED}]
+        kept = sorted({one.start for one in found})[-keep:]
+        for archive in found:
+            if archive.start not in kept:
+                os.unlink(archive.name(self._name), dir_fd=folder)
 
 
 def _cut_before(live: int, layout: Layout, limit: int, block: int) -> int:

@@ -39,8 +39,15 @@ class StateFolder:
         self._folder: int | None = None
         self._lock: int | None = None
 
-    def acquire(self) -> None:
+    @property
+    def lock(self) -> int | None:
+        """The descriptor that holds the lock, which goes with it; None before acquire()."""
+        return self._lock
+
+    def acquire(self, lock: int | None = None) -> None:
         """Makes the folder with mode 0700 where there is none, and keeps every other daemon out until release().
+
+        `lock`: the descriptor by which the image before this one held it; there is no moment at which nobody does.
 
         Fatal where another daemon holds it, where it is another user's, and where it cannot be made or written to.
         """
@@ -50,7 +57,7 @@ class StateFolder:
                 self.path.mkdir(mode=0o700)
             self._folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._own(self._folder, self.path, 0o700)
-            self._take_lock(self._folder)
+            self._take_lock(self._folder, lock)
         except OSError as error:
             self.release()
             raise self._failed(error) from error
@@ -80,8 +87,13 @@ class StateFolder:
         except OSError as error:
             raise self._failed(error) from error
 
-    def _take_lock(self, folder: int) -> None:
+    def _take_lock(self, folder: int, held: int | None) -> None:
         self._lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        if held is not None and os.path.sameopenfile(held, self._lock):
+            os.close(self._lock)
+            self._lock = held
+        elif held is not None:
+            os.close(held)  # another folder's
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

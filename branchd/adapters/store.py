@@ -92,6 +92,14 @@ class SqliteStore:
         self._thread.start()
         return snapshot
 
+    def check(self) -> None:
+        """Whether load() would know what to do with the file, which another process may have open; Fatal."""
+        try:
+            with contextlib.closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True)) as connection:
+                _known(self.path, connection)
+        except sqlite3.Error as error:
+            raise Fatal(f"{self.path} cannot be read: {error}", _advice(error)) from error
+
     async def write(self, *changes: Change) -> None:
         """Commits all of them or none, in the order of the calls, and returns when that is durable.
 
@@ -125,14 +133,8 @@ class SqliteStore:
         return read_all(connection)
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        [found] = connection.execute("PRAGMA user_version").fetchone()
-        migrations = _migrations()
+        migrations, found = _known(self.path, connection)
         newest = max(migrations)
-        if found > newest:
-            raise Fatal(
-                f"{self.path} was written by a newer branchd: its version is {found}, this one knows {newest}",
-                "install that branchd again, or restore a backup from before it",
-            )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         for number in range(found + 1, newest + 1):
@@ -222,6 +224,19 @@ def _migrations() -> dict[int, str]:
     """By number, which is the version of the store that each leads to."""
     folder = resources.files("branchd.adapters") / "migrations"
     return {int(file.name[:4]): file.read_text("utf-8") for file in folder.iterdir() if file.name.endswith(".sql")}
+
+
+def _known(path: Path, connection: sqlite3.Connection) -> tuple[dict[int, str], int]:
+    """The migrations, and up to which of them the file was brought; Fatal where that is beyond the last."""
+    [found] = connection.execute("PRAGMA user_version").fetchone()
+    migrations = _migrations()
+    newest = max(migrations)
+    if found > newest:
+        raise Fatal(
+            f"{path} was written by a newer branchd: its version is {found}, this one knows {newest}",
+            "install that branchd again, or restore a backup from before it",
+        )
+    return migrations, found
 
 
 def _apply_all(changes: Sequence[Change], connection: sqlite3.Connection) -> None:

@@ -82,27 +82,29 @@ def _run_to_row(run: RunRecord) -> Row:
     last_exit = (True, run.last_exit.code, run.last_exit.signal) if run.last_exit else (False, None, None)
     return (
         *(run.key.app, run.key.name),
-        *(machine.state, machine.wanted, machine.run, machine.alive, json.dumps(machine.crashes)),
-        *(machine.restarts, machine.step, machine.deadline, machine.reason),
+        *(machine.state, machine.wanted, machine.run, machine.alive, machine.held, json.dumps(machine.crashes)),
+        *(machine.restarts, machine.step, machine.deadline, machine.reason, machine.blamed),
         *(run.boot, run.nonce, run.intent, *process, run.started_at, run.observed_generation, run.launched),
-        *(*last_exit, run.last_exit_at),
+        *(*last_exit, run.last_exit_at, json.dumps(run.last_words)),
     )
 
 
 def _run_from_row(row: Row) -> RunRecord:
-    app, name, state, wanted, number, alive, crashes, restarts, step, deadline, reason, *rest = row
+    app, name, state, wanted, number, alive, held, crashes, restarts, step, deadline, reason, blamed, *rest = row
     boot, nonce, intent, process_boot, pid, started, started_at, observed_generation, launched, *rest = rest
-    ended, code, signal, last_exit_at = rest
+    ended, code, signal, last_exit_at, last_words = rest
     machine = Machine(
         state=State(state),
         wanted=Wanted(wanted),
         run=number,
         alive=bool(alive),
+        held=bool(held),
         crashes=tuple(json.loads(crashes)),
         restarts=restarts,
         step=step,
         deadline=deadline,
         reason=reason,
+        blamed=bool(blamed),
     )
     return RunRecord(
         key=Key(app, name),
@@ -116,6 +118,7 @@ def _run_from_row(row: Row) -> RunRecord:
         launched=launched,
         last_exit=Exit(code, signal) if ended else None,
         last_exit_at=last_exit_at,
+        last_words=tuple(json.loads(last_words)),
     )
 
 
@@ -134,13 +137,16 @@ def _instance_to_row(it: InstanceRecord) -> Row:
     by: Row = (None,) * 5
     if placed is not None:
         by = (placed.request, placed.digest, placed.named, placed.accepted_at, placed.waiting)
-    return (it.key.app, it.key.name, _json(it.spec), it.generation, it.created_at, it.deleting, *by)
+    own = (it.key.app, it.key.name, _json(it.spec), it.generation, it.created_at, it.deleting, it.source, it.replica)
+    return (*own, *by)
 
 
 def _instance_from_row(row: Row) -> InstanceRecord:
-    app, name, spec, generation, created_at, deleting, request, digest, named, accepted_at, waiting = row
+    app, name, spec, generation, created_at, deleting, source, replica, *by = row
+    request, digest, named, accepted_at, waiting = by
     placed = None if request is None else Placed(request, digest, bool(named), accepted_at, bool(waiting))
-    return InstanceRecord(Key(app, name), json.loads(spec), generation, created_at, bool(deleting), placed)
+    own = Key(app, name), json.loads(spec), generation, created_at, bool(deleting)
+    return InstanceRecord(*own, placed, source, bool(replica))
 
 
 def _event_from_row(row: Row) -> EventRecord:
@@ -167,9 +173,9 @@ def _outcome_from_row(row: Row) -> OutcomeRecord:
 APPS: Table[AppRecord] = Table(
     name="apps",
     keys=("name",),
-    values=("spec", "generation", "created_at"),
-    to_row=lambda app: (app.name, _json(app.spec), app.generation, app.created_at),
-    from_row=lambda row: AppRecord(row[0], json.loads(row[1]), *row[2:]),
+    values=("spec", "generation", "created_at", "source"),
+    to_row=lambda app: (app.name, _json(app.spec), app.generation, app.created_at, app.source),
+    from_row=lambda row: AppRecord(row[0], json.loads(row[1]), row[2], row[3], source=row[4]),
 )
 AUTHORED: Table[AuthoredRecord] = Table(
     name="authored",
@@ -188,7 +194,10 @@ QUEUES: Table[QueueRecord] = Table(
 INSTANCES: Table[InstanceRecord] = Table(
     name="instances",
     keys=("app", "name"),
-    values=("spec", "generation", "created_at", "deleting", "request", "digest", "named", "accepted_at", "waiting"),
+    values=(
+        *("spec", "generation", "created_at", "deleting", "source", "replica"),
+        *("request", "digest", "named", "accepted_at", "waiting"),
+    ),
     to_row=_instance_to_row,
     from_row=_instance_from_row,
 )
@@ -196,9 +205,10 @@ RUNS: Table[RunRecord] = Table(
     name="runs",
     keys=("app", "instance"),
     values=(
-        *("state", "wanted", "run", "alive", "crashes", "restarts", "step", "deadline", "reason"),
+        *("state", "wanted", "run", "alive", "held", "crashes", "restarts", "step", "deadline", "reason", "blamed"),
         *("boot", "nonce", "intent", "process_boot", "process_pid", "process_started"),
         *("started_at", "observed_generation", "launched", "ended", "exit_code", "exit_signal", "last_exit_at"),
+        "last_words",
     ),
     to_row=_run_to_row,
     from_row=_run_from_row,

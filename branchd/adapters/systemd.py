@@ -6,10 +6,13 @@ No units and no `systemctl` here; and no timers: who calls watchdog() in time is
 import contextlib
 import os
 import socket
-from collections.abc import MutableMapping
+import time
+from collections.abc import Mapping, MutableMapping
 
 #: seconds that a message may wait for the service manager; it is dropped then, for a daemon must not hang on its parent
 PATIENCE = 1.0
+
+VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class Notifier:
@@ -22,6 +25,9 @@ class Notifier:
     watchdog_interval: float | None
 
     def __init__(self, environment: MutableMapping[str, str]) -> None:
+        given = {name: environment[name] for name in VARIABLES if name in environment}
+        #: what it took, for an image of this process that takes this one's place
+        self.environment: Mapping[str, str] = given
         address = environment.pop("NOTIFY_SOCKET", "")
         microseconds = environment.pop("WATCHDOG_USEC", "")
         watched = environment.pop("WATCHDOG_PID", "") in {"", str(os.getpid())}
@@ -31,6 +37,11 @@ class Notifier:
     def ready(self) -> None:
         """The API answers and what ran before is adopted."""
         self._send("READY=1")
+
+    def reloading(self) -> None:
+        """Another image takes this one's place, and will be ready."""
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
 
     def stopping(self) -> None:
         """The stop plans have begun; whatever time they take is not a hang."""

@@ -51,17 +51,28 @@ class Acceptor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._paused = True
         self._stopped = False
+        self._released = False
         self._silent_until = 0.0
 
     def start(self) -> None:
-        if self._paused and not self._stopped:
+        if self._paused and not self._released:
             self._paused = False
             self._loop.add_reader(self._opened.socket, self._accept)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a connection is open."""
+        return bool(self._held)
+
+    def release(self) -> None:
+        """Takes no more, and leaves the socket open: who connects from now on waits in the kernel's backlog."""
+        self._released = True
+        self._loop.remove_reader(self._opened.socket)
 
     def stop(self) -> None:
         """Takes no more; those that it took stay."""
         self._stopped = True
-        self._loop.remove_reader(self._opened.socket)
+        self.release()
         self._opened.socket.close()
 
     def _accept(self) -> None:

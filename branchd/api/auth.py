@@ -5,6 +5,7 @@ carried here comes over a connection that was made in its principal's name. What
 business.
 """
 
+import base64
 import grp
 import os
 import socket
@@ -22,6 +23,7 @@ from branchd.core.access import Principal, Scope
 from branchd.core.errors import Denied, Unavailable
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="branchd"'}
+_PASSWORD_CHALLENGE = {"WWW-Authenticate": 'Basic realm="branchd", charset="UTF-8"'}
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 #: socket(7), absent from Python's module: the supplementary groups of the peer when it connected
@@ -40,17 +42,27 @@ class Guard:
         listening = [listener.host for listener in listeners if isinstance(listener, TcpListener)]
         self._hosts = {host.lower() for host in (*_LOOPBACK_NAMES, *listening, *settings.allowed_hosts)}
 
-    def principal(self, request: web.Request) -> Principal:
-        """Unauthenticated, or Denied for a uid that may do nothing here."""
+    def principal(self, request: web.Request, *, password: bool = False) -> Principal:
+        """Unauthenticated, or Denied for a uid that may do nothing here.
+
+        `password`: a token may also come as the password of any user, by basic authentication.
+        """
         if (known := carried(request)) is not None:
             return known
         connection = peer(request)
         if connection is not None:
             return self._by_credentials(connection)
         scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not presented.strip():
+        token = presented.strip()
+        if password and scheme.lower() == "basic":
+            token = _password(token)
+        elif password and not token:
+            raise Unauthenticated("no token was sent", "send it as the password, of any user", _PASSWORD_CHALLENGE)
+        elif scheme.lower() != "bearer" or not token:
             raise Unauthenticated("no token was sent", "send Authorization: Bearer TOKEN", _CHALLENGE)
-        principal = self._tokens.principal(presented.strip())
+        principal = self._tokens.principal(token)
+        if principal is None and password:
+            raise Unauthenticated("the password is no token that is valid", "", _PASSWORD_CHALLENGE)
         if principal is None:
             challenge = {name: f'{value}, error="invalid_token"' for name, value in _CHALLENGE.items()}
             raise Unauthenticated("the token is unknown, revoked or expired", "", challenge)
@@ -118,6 +130,14 @@ def _groups(connection: socket.socket) -> Collection[int]:
     except OSError:  # more than 256
         return ()
     return struct.unpack(f"{len(packed) // 4}I", packed)
+
+
+def _password(credentials: str) -> str:
+    """Of RFC 7617's user:password in base64; empty where they are not."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _name(host: str) -> str | None:

@@ -42,6 +42,11 @@ async def _bytes(request: web.Request, route: Route, limit: int) -> bytes:
     if request.content_type not in accepted:
         raise NotJson(f"the body is {request.headers.get('Content-Type', 'of no type')[:255]!r}",
                       f"send Content-Type: {' or '.join(accepted)}")  # fmt: skip
+    return await receive(request, limit)
+
+
+async def receive(request: web.Request, limit: int) -> bytes:
+    """The body as it came, of whichever type. NotJson where it is compressed, TooLarge, TooSlow, BadRequest."""
     if (encoding := request.headers.get("Content-Encoding", "identity")).lower() != "identity":
         raise NotJson(f"the body is encoded as {encoding[:80]!r}", "send it as it is")
     too_large = TooLarge(f"the body is larger than {limit} bytes")

@@ -1,16 +1,26 @@
-"""Opening the sockets that the server listens on, with words for what can go wrong. Nothing is served here."""
+"""Opening the sockets that the server listens on, with words for what can go wrong. Nothing is served here.
+
+Sockets that are open already, from this daemon's last image or from the service manager, are used where they have the
+address that is asked for: the kernel has kept who connected in the meantime.
+"""
 
 import errno
 import os
 import socket
 import ssl
 import stat
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import structlog
 
 from branchd.api.auth import group_id
 from branchd.api.settings import HttpSettings, TcpListener, UnixListener, address_text, parse_listener
 from branchd.core.errors import Fatal
+
+log = structlog.get_logger(__name__)
 
 #: connections that the kernel keeps until they are accepted; it may have a smaller bound (net.core.somaxconn)
 BACKLOG = 1024
@@ -20,43 +30,100 @@ SOCKET_MODE = 0o660
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """A listening socket that is open already."""
+
+    socket: socket.socket
+    ours: bool  #: False: the service manager made it, and takes its path away
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     socket: socket.socket
     address: str  #: unix:PATH, http://HOST:PORT or https://HOST:PORT
     tls: ssl.SSLContext | None = None
     path: str | None = None  #: of a unix socket
     inode: int = field(default=0)  #: of a unix socket
+    ours: bool = True
 
     def close(self) -> None:
-        """Takes the unix socket's path away too, unless another has taken its place."""
+        """Takes the unix socket's path away too, unless another has taken its place, or it is the service manager's."""
         self.socket.close()
         try:
-            if self.path is not None and os.lstat(self.path).st_ino == self.inode:
+            if self.ours and self.path is not None and os.lstat(self.path).st_ino == self.inode:
                 os.unlink(self.path)
         except OSError:
             pass  # it is gone already, or its folder is
 
 
-def open_all(settings: HttpSettings) -> list[Opened]:
-    """All of them or none; Fatal."""
+def open_all(settings: HttpSettings, given: Sequence[Given] = ()) -> list[Opened]:
+    """All of them or none; Fatal. Of those given, the ones that no address asks for are closed."""
+    listeners, tls = check(settings)
+    found = _matched(listeners, given)
+    opened: list[Opened] = []
+    try:
+        for listener, there in zip(listeners, found, strict=True):
+            if isinstance(listener, UnixListener):
+                opened.append(_open_unix(listener, settings.socket_group, there))
+            else:
+                opened.append(_open_tcp(listener, tls, there))
+    except BaseException:
+        for one in opened:
+            one.close()
+        raise
+    for left in given:
+        if left not in found:
+            _dismiss(left)
+    return opened
+
+
+def check(settings: HttpSettings) -> tuple[list[UnixListener | TcpListener], ssl.SSLContext | None]:
+    """What is to be opened, and TLS for it; Fatal for what can be seen to be wrong before anything is opened."""
     listeners = [parse_listener(text) for text in settings.listen]
     tls = _tls(settings)
     for listener in listeners:
         if isinstance(listener, TcpListener) and not (listener.loopback or tls or settings.insecure):
             raise Fatal(f"refusing to listen on {listener} without TLS: whoever reaches the API runs commands here",
                         "set [http] tls_certificate and tls_key, or insecure = true")  # fmt: skip
-    opened: list[Opened] = []
+    return listeners, tls
+
+
+def _matched(listeners: Iterable[UnixListener | TcpListener], given: Sequence[Given]) -> list[Given | None]:
+    """For each listener the socket that has its address; any port's is `:0`'s, where no other listener names it."""
+    listeners, left = list(listeners), list(given)
+    found: list[Given | None] = [None] * len(listeners)
+    for anywhere in (False, True):
+        for place, listener in enumerate(listeners):
+            if found[place] is None:
+                found[place] = next((one for one in left if _has(one.socket, listener, anywhere)), None)
+                left = [one for one in left if one is not found[place]]
+    return found
+
+
+def _has(there: socket.socket, listener: UnixListener | TcpListener, anywhere: bool) -> bool:
+    """Whether the socket has the listener's address; `anywhere`: a listener without a port takes any."""
+    name = there.getsockname()
+    if isinstance(listener, UnixListener):
+        return there.family == socket.AF_UNIX and bool(name == listener.path)
+    if there.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
     try:
-        for listener in listeners:
-            if isinstance(listener, UnixListener):
-                opened.append(_open_unix(listener, settings.socket_group))
-            else:
-                opened.append(_open_tcp(listener, tls))
-    except BaseException:
-        for one in opened:
-            one.close()
-        raise
-    return opened
+        [family, _, _, _, (host, port, *_)] = _resolved(listener)
+    except OSError:
+        return False
+    same = there.family == family and name[0] == host
+    return same and (port == name[1] or (anywhere and port == 0))
+
+
+def _dismiss(given: Given) -> None:
+    name = given.socket.getsockname()
+    shown = name if isinstance(name, str) else address_text(*name[:2])
+    if not given.ours:
+        log.warning("a socket of the service manager is not used", address=shown,
+                    cure="add its address to [http] listen, or take it out of the socket unit")  # fmt: skip
+    elif isinstance(name, str):
+        Path(name).unlink(missing_ok=True)
+    given.socket.close()
 
 
 def _tls(settings: HttpSettings) -> ssl.SSLContext | None:
@@ -73,11 +140,17 @@ def _tls(settings: HttpSettings) -> ssl.SSLContext | None:
     return context
 
 
-def _open_tcp(listener: TcpListener, tls: ssl.SSLContext | None) -> Opened:
+def _resolved(listener: TcpListener) -> tuple[int, int, int, str, tuple[Any, ...]]:
+    found = socket.getaddrinfo(listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return found[0]
+
+
+def _open_tcp(listener: TcpListener, tls: ssl.SSLContext | None, given: Given | None) -> Opened:
+    if given is not None:
+        given.socket.setblocking(False)
+        return _tcp(given.socket, tls, given.ours)
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, _, address = _resolved(listener)
     except OSError as error:
         raise Fatal(f"cannot listen on {listener}: {error.strerror}") from error
     opened = socket.socket(family, kind, protocol)
@@ -93,12 +166,19 @@ def _open_tcp(listener: TcpListener, tls: ssl.SSLContext | None) -> Opened:
         if error.errno == errno.EADDRINUSE:
             raise Fatal(f"{listener} is in use", "another branchd? choose another address with --listen") from error
         raise Fatal(f"cannot listen on {listener}: {error.strerror}") from error
+    return _tcp(opened, tls)
+
+
+def _tcp(opened: socket.socket, tls: ssl.SSLContext | None, ours: bool = True) -> Opened:
     host, port = opened.getsockname()[:2]
-    return Opened(opened, f"{'https' if tls else 'http'}://{address_text(host, port)}", tls)
+    return Opened(opened, f"{'https' if tls else 'http'}://{address_text(host, port)}", tls, ours=ours)
 
 
-def _open_unix(listener: UnixListener, group_name: str) -> Opened:
+def _open_unix(listener: UnixListener, group_name: str, given: Given | None) -> Opened:
     path = listener.path
+    if given is not None:
+        given.socket.setblocking(False)
+        return _admitting(given.socket, listener, group_name) if given.ours else _unix(given.socket, listener, False)
     _clear(path)
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # Nobody else may connect before group and mode are right.
@@ -111,6 +191,12 @@ def _open_unix(listener: UnixListener, group_name: str) -> Opened:
         raise Fatal(f"cannot listen on {listener}: {error.strerror or error}") from error
     finally:
         os.umask(umask)
+    return _admitting(opened, listener, group_name)
+
+
+def _admitting(opened: socket.socket, listener: UnixListener, group_name: str) -> Opened:
+    """With group and mode as they are to be, listening."""
+    path = listener.path
     try:
         group = group_id(group_name)
         if group is not None and group != os.stat(path).st_gid:
@@ -120,11 +206,15 @@ def _open_unix(listener: UnixListener, group_name: str) -> Opened:
                 group = None  # a user's own daemon is not in it: the socket stays the user's
         os.chmod(path, SOCKET_MODE)
         opened.listen(BACKLOG)
-        return Opened(opened, str(listener), path=path, inode=os.lstat(path).st_ino)
+        return _unix(opened, listener, True)
     except OSError as error:
         opened.close()
         Path(path).unlink(missing_ok=True)
         raise Fatal(f"cannot listen on {listener}: {error.strerror}") from error
+
+
+def _unix(opened: socket.socket, listener: UnixListener, ours: bool) -> Opened:
+    return Opened(opened, str(listener), path=listener.path, inode=os.lstat(listener.path).st_ino, ours=ours)
 
 
 def _clear(path: str) -> None:

@@ -4,8 +4,10 @@ A form tells how a text becomes a value, and the JSON schema of the text. What a
 """
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +19,11 @@ T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h)?", re.ASCII)
+#: seconds since 1970; later no year has four digits
+_LATEST = 253_402_300_799
+
 _UNITS = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
 class Unfit(ValueError):
@@ -90,6 +96,24 @@ def duration(most: float) -> Form[float]:
         return seconds
 
     return Form(parse, {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,3})?(ms|s|m|h)?$", "examples": ["30s"]})
+
+
+def moment() -> Form[float]:
+    """A time as RFC 3339 tells it, or how long ago, such as "15m"; seconds since 1970."""
+
+    def parse(given: str) -> float:
+        match = _DURATION.fullmatch(given)
+        if match is not None:
+            return max(time.time() - float(match[1]) * _UNITS[match[2]], 0)
+        try:
+            if not _MOMENT.fullmatch(given):
+                raise ValueError
+            return min(max(datetime.fromisoformat(given.upper()).timestamp(), 0), _LATEST)
+        except (ValueError, OverflowError):
+            hint = 'such as "2026-01-31T23:59:59Z" or, for 15 minutes ago, "15m"'
+            raise Unfit(f"{given[:40]!r} is not a time", hint) from None
+
+    return Form(parse, {"type": "string", "examples": ["15m", "2026-01-31T23:59:59Z"]})
 
 
 def _flag(given: str) -> bool:

@@ -38,6 +38,10 @@ class BrokenJson(HttpError):
     """The body is not JSON."""
 
 
+class BrokenXml(HttpError):
+    """The body is no call of XML-RPC."""
+
+
 class Unauthenticated(HttpError):
     """Nobody, or nobody known."""
 
@@ -64,6 +68,10 @@ class TooLarge(HttpError):
 
 class NotJson(HttpError):
     """The body says that it is something else than JSON."""
+
+
+class NotXml(HttpError):
+    """The body says that it is something else than XML."""
 
 
 class WrongHost(HttpError):
@@ -101,6 +109,7 @@ class Meaning:
 MEANINGS: Mapping[type[BranchdError], Meaning] = {
     BadRequest: Meaning(400, "bad-request", "This is not an HTTP request"),
     BrokenJson: Meaning(400, "broken-json", "The body is not JSON"),
+    BrokenXml: Meaning(400, "broken-xml", "The body is no call of XML-RPC"),
     Unauthenticated: Meaning(401, "unauthenticated", "A valid token is needed"),
     errors.Denied: Meaning(403, "denied", "You may not do this"),
     CrossOrigin: Meaning(403, "cross-origin", "Pages of other origins may not do this"),
@@ -109,12 +118,14 @@ MEANINGS: Mapping[type[BranchdError], Meaning] = {
     WrongMethod: Meaning(405, "wrong-method", "The path has no such method"),
     TooSlow: Meaning(408, "too-slow", "The body did not arrive in time"),
     errors.Conflict: Meaning(409, "conflict", "It contradicts what is there"),
+    errors.FileOwned: Meaning(409, "file-owned", "A file defines it"),
     errors.NoCapacity: Meaning(409, "no-capacity", "No branch takes it"),
     errors.Refused: Meaning(409, "refused", "The worker refuses"),
     errors.SpawnFailed: Meaning(409, "spawn-failed", "The program could not be started"),
     errors.Stale: Meaning(412, "stale", "It was changed since it was read"),
     TooLarge: Meaning(413, "too-large", "The body is too large"),
     NotJson: Meaning(415, "not-json", "Bodies are JSON"),
+    NotXml: Meaning(415, "not-xml", "XML-RPC is XML"),
     WrongHost: Meaning(421, "wrong-host", "This server has another name"),
     Invalid: Meaning(422, "invalid", "Fields are invalid"),
     TooMany: Meaning(429, "too-many", "Too many long answers are open"),

@@ -19,6 +19,7 @@ class HttpSettings:
     allowed_hosts: tuple[str, ...] = ()  #: Host names taken on TCP, besides loopback's and those of `listen`
     insecure: bool = False  #: listen beyond loopback without TLS
     body_limit: int = 1 << 20  #: bytes of a request's body
+    supervisor_door: bool = False  #: serve supervisord's XML-RPC
     socket_group: str = "branchd"  #: its members may connect to the unix socket, and operate
 
 

@@ -39,11 +39,11 @@ class Streams:
     def __init__(self) -> None:
         self._open: Counter[Owner] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._closing = False
+        self.closing = False
 
     def close(self) -> None:
         """Ends them all, and those to come."""
-        self._closing = True
+        self.closing = True
         for task in self._tasks:
             task.cancel()
 
@@ -81,7 +81,7 @@ class Streams:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         connection.when_lost(task.cancel)
-        if self._closing or request.transport is None:
+        if self.closing or request.transport is None:
             task.cancel()
         try:
             await asyncio.wait({task})

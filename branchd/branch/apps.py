@@ -64,6 +64,7 @@ class Apps:
         """
         check_name(app, "/app", "app name")
         async with self._fleet.lock(app):
+            self._definitions.check_open(app)
             old = self._definitions.find(app)
             self._expect(old, match)
             if new:
@@ -80,6 +81,7 @@ class Apps:
         """
         async with self._fleet.lock(app):
             old = self._definitions.app(app)
+            self._definitions.check_open(app)
             self._expect(old, match)
             authored = self._definitions.authored(app, old.spec)
             await self._write(app, old, patched(dict(old.spec), patch), authored=authored)
@@ -93,6 +95,7 @@ class Apps:
         """This branch's own definition, with its queues, becomes the shared one. Conflict where it cannot."""
         async with self._fleet.lock(app):
             self._definitions.app(app)
+            self._definitions.check_open(app)
             await self._neighbourhood().publish(app)
         return self.get(app)
 
@@ -100,6 +103,7 @@ class Apps:
         """The shared definition, with its queues, takes the place of this branch's own. Conflict where it cannot."""
         async with self._fleet.lock(app):
             self._definitions.app(app)
+            self._definitions.check_open(app)
             await self._neighbourhood().adopt(app)
         return self.get(app)
 
@@ -127,12 +131,16 @@ class Apps:
         else:
             new = replace(old, spec=raw, generation=old.generation + 1, stamp=None)
         # A change that would break an instance is refused before anything is written.
+        waiting = {}
         for supervisor in self._fleet.of(app):
             if not isinstance(supervisor.spec, Unusable):  # already, so this breaks nothing
                 try:
-                    self._definitions.effective(new, supervisor.record.spec, authored=authored)
+                    spec = self._definitions.effective(new, supervisor.record.spec, authored=authored)
                 except Invalid as invalid:
                     raise Invalid(invalid.faults, f"instance {supervisor.key} would be invalid") from None
+                if spec.depends_on != supervisor.spec.depends_on:
+                    waiting[supervisor.key] = spec
+        self._fleet.order.check(waiting)
         kind = "app.created" if old is None else "app.changed"
         await self._commit(new, written, [(kind, app, None, {"generation": new.generation})])
         self._fleet.reapply(app)
@@ -157,6 +165,10 @@ class Apps:
 
         On other branches it deletes the placed ones.
         """
+        with self._fleet.leave(app):
+            await self._delete(app, cascade, match)
+
+    async def _delete(self, app: str, cascade: bool, match: str | None) -> None:
         definitions, sharing = self._definitions, self._sharing
         self._check_deletable(app, cascade)
         if definitions.app(app).stamp is not None and not cascade:
@@ -187,6 +199,7 @@ class Apps:
                 definitions.forget(app)
 
     def _check_deletable(self, app: str, cascade: bool) -> None:
+        self._definitions.check_open(app)
         if self._definitions.app(app).stamp is not None and self._sharing is None:
             raise Conflict(f"app {app} is its neighbourhood's, and this branch has no broker now", "set [mesh] broker")
         if self._definitions.both(app):
@@ -226,6 +239,7 @@ class Queues:
         """The queue, and whether it is new, as with `new` it must be."""
         async with self._fleet.lock(app):
             self._definitions.app(app)
+            self._definitions.check_open(app)
             old = self._definitions.find_queue(app, queue)
             if new:
                 expect_new(old)
@@ -240,6 +254,7 @@ class Queues:
     async def delete(self, app: str, queue: str) -> None:
         async with self._fleet.lock(app):
             self._definitions.queue(app, queue)
+            self._definitions.check_open(app)
             await self._commit(app, queue, None, [("queue.deleted", app, None, {"queue": queue})])
 
     async def _commit(self, app: str, name: str, record: QueueRecord | None, events: Sequence[Told]) -> None:

@@ -1,4 +1,5 @@
-"""What goes with one process from its start or adoption to its end: its driver's monitor, and the line to its agent.
+"""What goes with one process from its start or adoption to its end: its driver's monitor, the line to its agent, and
+its probes. It is ready when all of them say so.
 
 The monitor decides, here its findings are passed on: events to the supervisor's mailbox, commands to the agent.
 """
@@ -10,14 +11,17 @@ from typing import Any
 import structlog
 
 from branchd.branch.ports import Monitor, Process
+from branchd.branch.probing import Probing
 from branchd.branch.watch import Watch
 from branchd.branch.world import World
 from branchd.core.errors import NoChannel, Refused
 from branchd.core.findings import Finding, Ready, Renew, Tell, Unhealthy
 from branchd.core.lifecycle import Event, Symbol
 from branchd.core.reconcile import Work
+from branchd.core.spec import Spec
+from branchd.core.values import Key, Launch, Truth
 from branchd.wire.agent import Heartbeat
-from branchd.wire.resources import ConditionView
+from branchd.wire.resources import ConditionType, ConditionView
 
 log = structlog.get_logger(__name__)
 
@@ -33,13 +37,20 @@ class Attendance:
         self,
         world: World,
         watch: Watch,
+        key: Key,
         process: Process,
         monitor: Monitor,
         run: int,
+        started: float,
+        was_ready: bool,
+        launch: Callable[[tuple[str, ...]], Launch],
         post: Callable[[Event], None],
         on_change: Callable[[], None],
     ) -> None:
-        """`run` is the number of the process; `on_change` is called when conditions() says something new."""
+        """`run` is the number of the process; `on_change` is called when `conditions` says something new.
+
+        `started`, `was_ready`, `launch`: as for Probing.
+        """
         self.process = process
         self.report: Heartbeat | None = None  #: the last, while its line is open
         self.tasks: tuple[str, ...] = ()  #: ids of tasks that it ran when it was last heard
@@ -53,17 +64,24 @@ class Attendance:
         self._reported = asyncio.Event()
         self._telling: list[Mapping[str, Any]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._probing = Probing(world, key, started, was_ready, launch, self._doubts, self._found, self._look)
 
-    def begin(self) -> None:
+    def begin(self, spec: Spec) -> None:
         if self._monitor.ticks:
             self._world.channel.admit(self.process.identity.pid)
             self._watch.add(self)
+        self._probing.want(spec.ready, spec.alive)
         self._act(self._monitor.began(self._world.clock()))
+
+    def stopping(self) -> None:
+        """Its stop plan runs: it may well answer nobody any more."""
+        self._probing.stop()
 
     def end(self) -> None:
         """The process is gone, or is to be forgotten."""
         self._world.channel.dismiss(self.process.identity.pid)
         self._watch.discard(self)
+        self._probing.stop()
         for task in self._tasks:
             task.cancel()
         self._set_report(None)
@@ -84,8 +102,9 @@ class Attendance:
     def forget(self, now: float) -> None:
         self._monitor.forget(now)
 
-    def wants(self, work: Work, stall_limit: float) -> None:
-        self._act(self._monitor.wants(work, stall_limit))
+    def wants(self, work: Work, spec: Spec) -> None:
+        self._probing.want(spec.ready, spec.alive)
+        self._act(self._monitor.wants(work, spec.task_stall_limit))
 
     async def ask(self, command: Mapping[str, Any], timeout: float) -> Any:
         """Asks the agent. NoChannel, Refused."""
@@ -104,7 +123,7 @@ class Attendance:
         for finding in findings:
             match finding:
                 case Ready():
-                    self._post(Event(Symbol.READY, self._run))
+                    self._probing.said()
                 case Unhealthy(reason):
                     self._post(Event(Symbol.UNHEALTHY, self._run, reason=reason))
                 case Renew(reason):
@@ -130,9 +149,22 @@ class Attendance:
         self._monitor.told(command, refusal)
         self._look()
 
+    def _found(self, symbol: Symbol, reason: str) -> None:
+        if symbol is not Symbol.READY:
+            log.warning("probed", pid=self.process.identity.pid, found=symbol.value, reason=reason)
+        self._post(Event(symbol, self._run, reason=reason))
+
+    def _doubts(self) -> str:
+        """Why its kind does not take it as ready."""
+        return next((one.reason for one in self._monitor.conditions() if one.type is ConditionType.READY), "")
+
     def _look(self) -> None:
         """Reports come every two seconds and seldom say something new."""
         conditions = tuple(self._monitor.conditions())
+        doubts = any(one.type is ConditionType.READY and one.status is not Truth.TRUE for one in conditions)
+        if not doubts and (doubt := self._probing.doubt()):
+            others = (one for one in conditions if one.type is not ConditionType.READY)
+            conditions = (ConditionView(ConditionType.READY, Truth.FALSE, doubt), *others)
         if conditions != self.conditions:
             self.conditions = conditions
             self._on_change()

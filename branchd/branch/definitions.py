@@ -14,6 +14,7 @@ from branchd.core.access import Scope
 from branchd.core.errors import Fault, Invalid, SpawnFailed
 from branchd.core.faults import name_fault, queue_fault
 from branchd.core.spec import Kind, Pool, Restart, Spec, Unusable, Wanted
+from branchd.core.supervision_faults import outward
 from branchd.core.values import Key, QueueDeclaration
 from branchd.wire.decode import decode
 from branchd.wire.resources import QueueBody
@@ -35,7 +36,7 @@ class Definitions(Layers):
         super().__init__(snapshot)
         self._policies = policies
         self._host = host
-        self._own_account = host.account(None)[1]
+        self.own_account = host.account(None)[1]  #: its name
 
     def declaration(self, app: str, name: str) -> QueueDeclaration:
         """As declared for the app, else Celery's default."""
@@ -55,7 +56,7 @@ class Definitions(Layers):
         default_user = self._policies.default_user
         defaults = {} if default_user is None else {"user": default_user}
         spec = effective(dict(app.spec), dict(raw), defaults)
-        faults = self._account_faults(spec)
+        faults = account_faults(spec, self._policies.allow_users, self.own_account)
         if not (self.authored(app.name, app.spec) if authored is None else authored):
             faults += self.peer_faults(spec, _FOREIGN, f"write all of it here: branchctl app set {app.name} --replace")
         if faults:
@@ -77,20 +78,6 @@ class Definitions(Layers):
                 why=f"its spec is not valid any more: {'; '.join(map(_told, invalid.faults[:10]))}",
             )
 
-    def _account_faults(self, spec: Spec) -> list[Fault]:
-        allowed = self._policies.allow_users
-        if allowed is None:
-            return []
-        faults = []
-        user = spec.user or self._own_account
-        if user not in allowed:
-            hint = f"one of {', '.join(allowed) or 'none at all'}"
-            faults.append(Fault("/user", f"{user} is not in [auth] allow_users", hint))
-        if spec.group is not None:
-            hint = "leave it out: the user's own groups are used"
-            faults.append(Fault("/group", "cannot be chosen where [auth] allow_users is set", hint))
-        return faults
-
     def peer_faults(self, spec: Spec, what: str = "", cure: str = "set `user`") -> list[Fault]:
         """Why an effective spec, valid here, may not come from another branch: only as a user other than root.
 
@@ -110,6 +97,10 @@ class Definitions(Layers):
             faults.append(Fault("/user", f"{what}other branches may run nothing as root here", f"{cure}; {hint}"))
         if spec.group is not None:
             faults.append(Fault("/group", f"{what}other branches may choose no group here", f"{cure}; {hint}"))
+        for pointer, thing in outward(spec):
+            faults.append(Fault(pointer, f"{what}{thing} may not come from other branches", hint))
+        if spec.env_file is not None:  # the daemon reads it as who it is itself
+            faults.append(Fault("/env_file", f"{what}other branches may have no file read here", f"{cure}; {hint}"))
         return faults
 
     def node_name(self, key: Key) -> str:
@@ -123,6 +114,21 @@ def _told(fault: Fault) -> str:
     """For everybody who may read: without the value where it may be a secret."""
     secret = fault.pointer.startswith(("/env", "/broker"))
     return f"{fault.pointer}: {'is not valid' if secret else fault.detail}"
+
+
+def account_faults(spec: Spec, allowed: tuple[str, ...] | None, own_account: str) -> list[Fault]:
+    """Why an effective spec may not run here as who it says. `allowed`: [auth] allow_users; None: anybody."""
+    if allowed is None:
+        return []
+    faults = []
+    user = spec.user or own_account
+    if user not in allowed:
+        hint = f"one of {', '.join(allowed) or 'none at all'}"
+        faults.append(Fault("/user", f"{user} is not in [auth] allow_users", hint))
+    if spec.group is not None:
+        hint = "leave it out: the user's own groups are used"
+        faults.append(Fault("/group", "cannot be chosen where [auth] allow_users is set", hint))
+    return faults
 
 
 def check_name(name: str, pointer: str, what: str) -> None:

@@ -41,7 +41,7 @@ class EventLog:
         self._given = last  #: highest id given so far
         self.last = last  #: highest id told so far: what is up to it is in the store
         self._subscribers: set[_Subscriber] = set()
-        self._closed = False
+        self.closed = False  #: every subscription has ended
 
     def number(
         self, at: float, type: str, app: str | None, instance: str | None, data: Mapping[str, Any]
@@ -62,7 +62,7 @@ class EventLog:
 
     def close(self) -> None:
         """Ends every subscription."""
-        self._closed = True
+        self.closed = True
         for subscriber in list(self._subscribers):
             self._end(subscriber)
 
@@ -83,7 +83,7 @@ class EventLog:
 
     async def _tell(self, after: int | None, start: int, follow: bool) -> AsyncGenerator[EventRecord | Reset, None]:
         subscriber = _Subscriber()
-        if self._closed:
+        if self.closed:
             return
         self._subscribers.add(subscriber)
         try:

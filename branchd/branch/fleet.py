@@ -5,7 +5,9 @@ overwrite each other; no lock is held while a process is waited for.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -14,6 +16,8 @@ import structlog
 
 from branchd.branch.definitions import MOST, Definitions
 from branchd.branch.journal import Journal, Told
+from branchd.branch.memory import MemoryWatch
+from branchd.branch.order import Order
 from branchd.branch.outcomes import Outcomes
 from branchd.branch.records import (
     AppRecord,
@@ -30,6 +34,7 @@ from branchd.branch.supervisor import Supervisor
 from branchd.branch.watch import Watch
 from branchd.branch.world import Policies, World
 from branchd.core.errors import BranchdError, Conflict, NotFound, Stale, StorageFailed, Unavailable
+from branchd.core.ordering import Hold
 from branchd.core.spec import Spec, Unusable
 from branchd.core.values import Key
 
@@ -47,6 +52,8 @@ class Fleet:
         self.outcomes = Outcomes(snapshot.outcomes)
         self.stopping = False  #: nothing new is started
         self.watchers: list[Callable[[Key], None]] = []  #: told of instances that are new, being deleted or gone
+        self.defined: list[Callable[[str], None]] = []  #: told of apps whose definition came to be another
+        self.leaving: Counter[str] = Counter()  #: apps that are being deleted, with all their instances
         self._branch = policies.name
         self._watch = Watch(world.clock)
         #: only those in use: anybody may ask for an app that does not exist
@@ -55,6 +62,8 @@ class Fleet:
         runs = {run.key: run for run in snapshot.runs}
         self._supervisors: dict[Key, Supervisor] = {}
         self._by_app: dict[str, dict[Key, Supervisor]] = {}
+        self.order = Order(self.find, self.of)
+        self.memory = MemoryWatch(world.host)
         self.weight = 0  #: slots that all of them take
         for instance in snapshot.instances:
             app = self.definitions.app(instance.key.app)
@@ -152,6 +161,7 @@ class Fleet:
     def _install(self, record: InstanceRecord) -> Supervisor:
         supervisor = self._supervisor(self.definitions.app(record.key.app), record, None)
         self._take_in(supervisor)
+        self.order.look(supervisor)
         self._changed(record.key)
         if self.stopping:
             supervisor.retire()  # the daemon's end began meanwhile: the next one starts it
@@ -170,6 +180,8 @@ class Fleet:
             spec = self.definitions.standing(app, raw)  # what is wrong with it must not keep anybody from stopping it
         else:
             spec = self.definitions.effective(app, raw)
+        if spec.depends_on != supervisor.spec.depends_on:
+            self.order.check({key: spec})
         if dict(raw) == dict(record.spec):
             return
         new = replace(record, spec=raw, generation=record.generation + 1)
@@ -177,11 +189,56 @@ class Fleet:
         await self.journal.commit(Put(new), events=events)
         self._redefine(supervisor, new, spec)
 
+    async def define(
+        self, app: str, changes: Sequence[Change], events: Sequence[Told], *, begun: bool = True
+    ) -> None:
+        """Commits changes of an app, its queues and its instances, all at once, and applies them.
+
+        The caller has seen that they hold together. New instances are started, and those that go are stopped.
+        `begun`: False while no supervisor was resumed yet: then nothing is started or stopped here.
+        """
+        await self.journal.commit(*changes, events=events)
+        self.definitions.apply(*changes)
+        written = [change.record for change in changes if isinstance(change, Put)]
+        records = {record.key: record for record in written if isinstance(record, InstanceRecord)}
+        for supervisor in self.of(app):
+            record = records.pop(supervisor.key, supervisor.record)
+            if not begun:
+                self._let_go(supervisor)
+                self._take_in(self._supervisor(self.definitions.app(app), record, supervisor.run))
+            elif record.deleting:
+                supervisor.redefine(record, supervisor.spec, None)
+                supervisor.retire()
+                self._changed(record.key)
+            else:
+                self._redefine(supervisor, record, self.definitions.standing(self.definitions.app(app), record.spec))
+        for record in records.values():
+            if begun:
+                self._install(record)
+            else:
+                self._take_in(self._supervisor(self.definitions.app(app), record, None))
+        self._tell(app)
+
     def reapply(self, app: str) -> None:
         """What the definition of the app has come to be, to its instances."""
         for supervisor in self.of(app):
             spec = self.definitions.standing(self.definitions.app(app), supervisor.record.spec)
             self._redefine(supervisor, supervisor.record, spec)
+        self._tell(app)
+
+    @contextmanager
+    def leave(self, app: str) -> Iterator[None]:
+        """As long as it is being deleted, no replica of it is made."""
+        self.leaving[app] += 1
+        try:
+            yield
+        finally:
+            self.leaving -= Counter([app])
+            self._tell(app)
+
+    def _tell(self, app: str) -> None:
+        for told in self.defined:
+            told(app)
 
     def _redefine(self, supervisor: Supervisor, record: InstanceRecord, spec: Spec) -> None:
         self.weight += spec.weight - supervisor.spec.weight
@@ -218,7 +275,16 @@ class Fleet:
         supervisor.redefine(record, spec, self.definitions.declarations(record.key.app, spec))
         self._changed(record.key)
 
-    def _settled(self, supervisor: Supervisor) -> None:
+    # What each supervisor asks and tells, of whom only the fleet knows the others
+
+    def hold(self, supervisor: Supervisor) -> Hold | None:
+        return self.order.hold(supervisor)
+
+    def look(self, supervisor: Supervisor) -> None:
+        self.order.look(supervisor)
+        self.memory.look(supervisor)
+
+    def settle(self, supervisor: Supervisor) -> None:
         if supervisor.record.deleting:
             self.later(self._remove(supervisor))
 
@@ -236,7 +302,7 @@ class Fleet:
             except Unavailable as error:
                 # What was promised is done when it can be: a full disk only delays it.
                 log.warning("not deleted yet", instance=str(key), reason=error.detail)
-                asyncio.get_running_loop().call_later(REMOVE_AGAIN, self._settled, supervisor)
+                asyncio.get_running_loop().call_later(REMOVE_AGAIN, self.settle, supervisor)
                 return
             if outcome is not None:
                 self.outcomes.add(outcome)
@@ -272,7 +338,7 @@ class Fleet:
             spec,
             self.definitions.declarations(app.name, spec),
             run,
-            self._settled,
+            self,
         )
 
     # Work that nobody waits for

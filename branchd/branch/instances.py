@@ -2,15 +2,17 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from branchd.branch.fleet import Fleet, expect, expect_new
+from branchd.branch.layers import FILE_CURE
 from branchd.branch.outcomes import derived_name, request_digest, request_id
 from branchd.branch.records import InstanceRecord, OutcomeRecord
+from branchd.branch.replicas import check_deletable
 from branchd.branch.supervisor import Supervisor
 from branchd.core.access import Principal
-from branchd.core.errors import Conflict, Denied, Fault, Invalid, StorageFailed, Unavailable
+from branchd.core.errors import Conflict, Denied, Fault, FileOwned, Invalid, StorageFailed, Unavailable
 from branchd.core.faults import SIGNALS, name_fault
 from branchd.core.lifecycle import State
 from branchd.core.spec import Spec, Wanted
@@ -86,6 +88,8 @@ class Instances:
         try:
             raw = accept(spec, {})
             merged = definitions.effective(definitions.app(app), raw)
+            if not fault:
+                self._fleet.order.check({Key(app, name): merged})
         except Invalid as invalid:
             faults += invalid.faults
         if faults:
@@ -111,6 +115,7 @@ class Instances:
             if supervisor is None:
                 supervisor = await self._fleet.add(self._new(app, name, given, limited))
             else:
+                _check_open(supervisor)
                 await self._write(supervisor, accept(given, dict(supervisor.record.spec)), limited)
         return await self._begun(supervisor), created
 
@@ -120,6 +125,7 @@ class Instances:
         async with self._fleet.lock(app):
             supervisor = self._fleet.get(app, name)
             expect(supervisor.record, match)
+            _check_open(supervisor)
             await self._write(supervisor, patched(dict(supervisor.record.spec), patch), limited)
         if restart and supervisor.spec.wanted is Wanted.UP:
             supervisor.restart()
@@ -141,6 +147,7 @@ class Instances:
         """A patch that depends on what the spec is at that moment."""
         async with self._fleet.lock(app):
             supervisor = self._fleet.get(app, name)
+            _check_open(supervisor)
             await self._fleet.write(supervisor, patched(dict(supervisor.record.spec), change()))
 
     async def delete(self, app: str, name: str, limited: bool = False) -> None:
@@ -149,6 +156,8 @@ class Instances:
             supervisor = self._fleet.get(app, name)
             if limited:
                 self._check_peer(supervisor.spec)
+            _check_open(supervisor)
+            check_deletable(self._fleet, supervisor.record)
             await self._fleet.begin_delete(supervisor)
 
     async def start(self, app: str, name: str) -> Instance:
@@ -209,10 +218,32 @@ class Instances:
         except TimeoutError:
             return False
 
+    async def leaves(self, app: str, name: str, states: Collection[State], seconds: float) -> bool:
+        """True when it is in none of these states, or gone; False where it is in one of them for so many seconds."""
+        key = Key(app, name)
+        supervisor = self._fleet.find(key)
+        try:
+            async with asyncio.timeout(seconds):
+                while supervisor is not None and self._fleet.find(key) is supervisor and supervisor.state in states:
+                    await supervisor.changed()
+        except TimeoutError:
+            return False
+        return True
+
+    def started_at(self, app: str, name: str) -> float | None:
+        """When its last process was started, one that has ended too; seconds since 1970, None: not known."""
+        return self._fleet.get(app, name).run.started_at
+
     async def _begun(self, supervisor: Supervisor) -> Instance:
         """The instance as it is once what was asked of it has begun."""
         await supervisor.idle()
         return supervisor.view()
+
+
+def _check_open(supervisor: Supervisor) -> None:
+    """FileOwned where a file defines it: what it is is said there alone. Whether it is wanted up, anybody may say."""
+    if source := supervisor.record.source:
+        raise FileOwned(f"{supervisor.key} is defined in {source}", FILE_CURE)
 
 
 def _object(body: Any) -> dict[str, Any]:

@@ -23,12 +23,15 @@ from branchd.branch.records import (
     Snapshot,
 )
 from branchd.core.definitions import Shared, digest
-from branchd.core.errors import Invalid, NotFound
+from branchd.core.errors import FileOwned, Invalid, NotFound
 from branchd.core.faults import name_fault, queue_fault
 from branchd.core.spec import ABSENCE, MOST_REPLICAS
 from branchd.core.stamps import Entry, EntryKind, Stamp
 from branchd.core.values import QueueDeclaration
 from branchd.wire.decode import decode, encode
+
+#: what to do instead of changing over the API what a file defines
+FILE_CURE = "change it there, then `branchctl update`"
 
 #: changes of one app; what a store can count
 MOST_GENERATIONS = 1 << 53
@@ -105,6 +108,28 @@ class Layers:
         """Whether there are only instances of it, or there were."""
         return app in self._bare and app not in self._apps and app not in self.entries.apps
 
+    def own_app(self, app: str) -> AppRecord | None:
+        """This branch's own definition."""
+        return self._apps.get(app)
+
+    def own_queues(self, app: str) -> Mapping[str, QueueRecord]:
+        """Of this branch's own definition."""
+        return self._queues.get(app, {})
+
+    def source(self, app: str) -> str:
+        """The file that defines it; empty where none does."""
+        own = self._apps.get(app)
+        return "" if own is None else own.source
+
+    def from_files(self) -> list[str]:
+        """The apps that files define, as last applied."""
+        return sorted(name for name, app in self._apps.items() if app.source)
+
+    def check_open(self, app: str) -> None:
+        """FileOwned where a file defines the app: then that alone says what the app and its queues are."""
+        if source := self.source(app):
+            raise FileOwned(f"app {app} is defined in {source}", FILE_CURE)
+
     def shared(self, app: str) -> Entry | None:
         """The neighbourhood's definition of it."""
         return self.entries.apps.get(app)
@@ -118,8 +143,8 @@ class Layers:
         return app in self._apps and app in self.entries.apps
 
     def twins(self, app: str) -> bool:
-        """Whether both layers have it, and say the same."""
-        return self.both(app) and self._same(app)
+        """Whether both layers have it, and say the same; what a file defines stays this branch's own even so."""
+        return self.both(app) and not self.source(app) and self._same(app)
 
     def conflict(self, app: str) -> bool:
         """Whether both layers have it, and differ."""
@@ -144,6 +169,14 @@ class Layers:
             if type(count) is int and 0 <= count <= MOST_REPLICAS:
                 found[name] = count, float(absence) if isinstance(absence, int | float) else None
         return found
+
+    def own_replicas(self, app: str) -> int | None:
+        """How many of an app of this branch's own are kept here; None: it is not for this branch alone to say."""
+        own = self._apps.get(app)
+        if own is None or app in self.entries.apps:
+            return None
+        count = own.spec.get("replicas")
+        return count if type(count) is int and 0 <= count <= MOST_REPLICAS else 0
 
     # Changes, made here after they were committed
 

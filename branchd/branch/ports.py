@@ -5,14 +5,15 @@ The adapters and the fakes under tests/ pass the same conformance suites (tests/
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from branchd.branch.records import Change, EventRecord, Snapshot
 from branchd.core.access import Principal
 from branchd.core.findings import Finding
+from branchd.core.machine import ProcessFacts
 from branchd.core.reconcile import Work
-from branchd.core.spec import Spec, StopStep
+from branchd.core.spec import Hook, Limits, Logs, Probe, Spec, StopStep
 from branchd.core.values import Exit, Identity, Key, Launch, QueueDeclaration, Stream
 from branchd.wire.agent import Heartbeat
 from branchd.wire.resources import ConditionView
@@ -33,6 +34,9 @@ class Process(Protocol):
     def cpu_seconds(self) -> float | None:
         """CPU time that the main process has used, or None when it is gone."""
 
+    def tree_usage(self) -> Mapping[str, float]:
+        """What the kernel counts of the whole tree: memory (bytes), cpu_seconds, tasks; those of them that it counts."""
+
 
 class Processes(Protocol):
     """The machine's processes.
@@ -40,12 +44,18 @@ class Processes(Protocol):
     `on_exit` is called once, in the loop, after the main process has ended and been reaped.
     """
 
-    def spawn(
-        self, key: Key, nonce: str, launch: Launch, stdout: int, stderr: int, on_exit: Callable[[Exit], None]
+    async def spawn(
+        self,
+        key: Key,
+        nonce: str,
+        launch: Launch,
+        output: AbstractContextManager[tuple[int, int]],
+        on_exit: Callable[[Exit], None],
     ) -> Process:
         """Starts it in a session of its own, marked with the nonce; SpawnFailed when that is impossible.
 
-        stdout and stderr are descriptors that stay the caller's.
+        `output` is entered when its turn comes, gives the descriptors of stdout and stderr, and is left before this
+        returns. One that is cancelled meanwhile may run or not: find() tells.
         """
 
     def adopt(self, key: Key, nonce: str, identity: Identity, on_exit: Callable[[Exit], None]) -> Process | None:
@@ -60,30 +70,77 @@ class Processes(Protocol):
     def sweep(self, key: Key, nonce: str) -> None:
         """Ends what is left of a tree whose main process has ended."""
 
+    def facts(self) -> ProcessFacts:
+        """What the machine offers, for the doctor."""
+
+    def unenforceable(self, limits: Limits) -> Mapping[str, str]:
+        """Those that are asked for and cannot be enforced here, by name, and why; what asks for them starts without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Which lines of a log are asked for: those that meet all of it."""
+
+    tail: int | None = None  #: the last so many of them; None: all
+    since: float | None = None  #: seconds since 1970: written at or after; earlier ones too where no time is written
+    grep: str = ""  #: they have this text
+    ignore_case: bool = False  #: of `grep`
+    offset: int | None = None  #: of the first byte that may be in them
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some of a log. Offsets count its bytes from the first one that was ever written, whatever was deleted since."""
+
+    data: bytes  #: none where only `end` or a gap is told
+    start: int  #: offset of the first byte that was looked at
+    end: int  #: offset behind the last one that was looked at: where to go on
+    gap: int = 0  #: bytes before `start` that were asked for and are gone
+    coarse: bool = False  #: `since` was asked for, and what is older may be among it: no times are written in this log
+    cut: bool = False  #: this is the first one, and there would have been more: a bound of bytes or time was met
+
 
 class LogFiles(Protocol):
     """Where the output of instances goes; nothing that happens to the daemon happens to it."""
 
-    def open(self, key: Key, joined: bool) -> AbstractContextManager[tuple[int, int]]:
+    def open(self, key: Key, logs: Logs) -> AbstractContextManager[tuple[int, int]]:
         """Descriptors for stdout and stderr to write to (the same one twice when joined), until the block ends.
 
-        SpawnFailed when the files cannot be opened.
+        SpawnFailed when they cannot be opened.
         """
 
-    def watch(self, key: Key, rotate_at: int, keep: int) -> None:
-        """Rotates this instance's files from now on when one passes rotate_at bytes, and keeps so many archives."""
+    def watch(self, key: Key, logs: Logs) -> None:
+        """From now on its files are rotated, kept and compressed as `logs` says, and lines get their times.
+
+        What of `logs` needs a restart counts from the next open() on.
+        """
 
     def forget(self, key: Key) -> None:
-        """Stops rotating; the files stay."""
+        """Ends that, when what was written is in the files; the files stay."""
 
     async def remove(self, key: Key) -> None:
         """Deletes the instance's files."""
 
+    async def clear(self, key: Key) -> None:
+        """Empties them, and deletes the archives; whatever writes goes on. Offsets go on counting."""
+
+    def path(self, key: Key, stream: Stream) -> str:
+        """Of the file that it is written to, for people; whether it is there or not."""
+
     async def tail(self, key: Key, stream: Stream, lines: int) -> bytes:
         """The last lines, over archives too; empty when nothing was ever written."""
 
-    def follow(self, key: Key, stream: Stream, lines: int) -> AsyncGenerator[bytes, None]:
-        """The last lines, then what is appended, as it comes, until the caller stops asking."""
+    async def read(self, key: Key, stream: Stream, offset: int, length: int) -> tuple[bytes, int, int]:
+        """At most `length` bytes from an offset on, a negative one counts from the end; where they begin; the end.
+
+        They begin later than asked where that was rotated away, or earlier than asked at the end of the log.
+        """
+
+    def select(self, key: Key, stream: Stream, lines: Lines, *, follow: bool = False) -> AsyncGenerator[Piece, None]:
+        """The lines, then, where they are followed, such as are appended, as they come, until the caller stops asking.
+
+        At least one piece comes, which tells where it begins.
+        """
 
 
 class Host(Protocol):
@@ -104,6 +161,12 @@ class Host(Protocol):
 
     def uid(self, user: str | None) -> int:
         """Of an account, None for the daemon's own; SpawnFailed when there is no such account."""
+
+    def environment(self, path: str) -> Mapping[str, str]:
+        """What an environment file says now; a name without a slash is that of a credential. SpawnFailed."""
+
+    def memory(self, identity: Identity) -> int:
+        """Resident bytes of a process and its descendants, pages that they share counted for each; 0 when gone."""
 
     def usage(self, identity: Identity) -> Mapping[str, float] | None:
         """rss (bytes), cpu_seconds, processes, threads, open_files of a process and its children; None when gone."""
@@ -143,6 +206,7 @@ class Start:
     node_name: str  #: for drivers whose program wants a name of its own in its cluster
     home: str  #: home folder of the account that it runs as
     account: str  #: that account's name
+    environment: Mapping[str, str] = field(default_factory=dict)  #: what its env_file says
 
 
 class Monitor(Protocol):
@@ -182,6 +246,23 @@ class Driver(Protocol):
     def work(self, spec: Spec, queues: tuple[QueueDeclaration, ...] | None) -> Work: ...
 
     def monitor(self, spec: Spec, work: Work) -> Monitor: ...
+
+
+class Prober(Protocol):
+    """Asks running programs how they are."""
+
+    async def ask(self, probe: Probe, launch: Launch | None) -> str | None:
+        """None where it succeeds, else why not, in words. `launch`: of a probe by a program, how that is run.
+
+        Unavailable where it could not be asked for want of something of the machine's or the daemon's.
+        """
+
+
+class Teller(Protocol):
+    """Tells others of what happened."""
+
+    async def tell(self, hook: Hook, launch: Launch | None, event: bytes, timeout: float) -> str | None:
+        """None where it was taken, else why not, in words. `launch`: of a command, how it is run. `event`: as JSON."""
 
 
 class Store(Protocol):
@@ -240,7 +321,7 @@ class Bus(Protocol):
         """Begins to connect, and goes on trying until close().
 
         on_message: the routing key, "" for a broadcast; and the body, None for one longer than
-        branchd.wire.mesh.LONGEST_MESSAGE, which is not kept.
+        branchd.wire.portions.LONGEST_MESSAGE, which is not kept.
         """
 
     async def close(self) -> None:

@@ -21,6 +21,7 @@ class AppRecord:
     generation: int = 1
     created_at: float = 0.0
     stamp: Stamp | None = None  #: of one that the neighbourhood shares, which is kept as an Entry
+    source: str = ""  #: path of the file that it is defined in; empty: it was made over the API
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class InstanceRecord:
     created_at: float = 0.0
     deleting: bool = False
     placed: Placed | None = None  #: None: pinned
+    source: str = ""  #: path of the file that it is defined in; empty: it was made over the API
+    replica: bool = False  #: pinned, and made because its app wants so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class RunRecord:
     launched: str = ""  #: digest of what of the spec it was started with
     last_exit: Exit | None = None
     last_exit_at: float | None = None
+    last_words: tuple[str, ...] = ()  #: FATAL: the end of what the process wrote
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,36 @@
 """The branch: its life from adoption to the last stop plan, and the way to its use cases."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from branchd.branch.adoption import resume
 from branchd.branch.apps import Apps, Queues
 from branchd.branch.celery import Celery
+from branchd.branch.ending import Ending, Endings
 from branchd.branch.events import KEPT, EventLog
+from branchd.branch.file_definitions import Read
+from branchd.branch.files import Files, nothing
 from branchd.branch.fleet import Fleet
+from branchd.branch.hooks import HookRunner
 from branchd.branch.instances import Instances
 from branchd.branch.journal import Journal
 from branchd.branch.operations import Operations
+from branchd.branch.order import ended
 from branchd.branch.outcomes import KEPT as OUTCOMES_KEPT
 from branchd.branch.ports import LogFiles
 from branchd.branch.records import REQUEST, Expire, Snapshot
+from branchd.branch.replicas import OwnReplicas
+from branchd.branch.rolling import Rolling
 from branchd.branch.tokens import Tokens
 from branchd.branch.world import Policies, World
 from branchd.core.access import Principal
 from branchd.core.capacity import capacity
-from branchd.core.diagnosis import Diagnosis, Level, root_without_default_user
+from branchd.core.diagnosis import Diagnosis, Level, definition_files, root_without_default_user
 from branchd.core.diagnosis import mesh as diagnose
+from branchd.core.errors import SpawnFailed
+from branchd.core.machine import MachineFacts, machine
 from branchd.core.peers import BranchState
 from branchd.wire.agent import Heartbeat
 from branchd.wire.resources import Branch, Stats, timestamp
@@ -40,8 +51,13 @@ class Service:
         admin_token: str,
         version: str,
         membership: "Membership | None" = None,
+        read_files: Read = nothing,
+        endings: Endings | None = None,
     ) -> None:
-        """`membership`: None for a branch that is alone."""
+        """`membership`: None for a branch that is alone. `read_files`: the definitions in files.
+
+        `endings`: where it may have been asked to end already.
+        """
         self._world = world
         self._policies = policies
         self._version = version
@@ -59,29 +75,31 @@ class Service:
             self.apps = Apps(self._fleet, self.mesh.sharing, self.mesh.instances_elsewhere)
             self.queues = Queues(self._fleet, self.mesh.sharing)
         self.instances = Instances(self._fleet)
+        self.rolling = Rolling(self._fleet, self.operations)
+        self._replicas = OwnReplicas(self._fleet)
+        self.files = Files(self._fleet, policies, read_files)
         self.celery = Celery(self._fleet, self.instances)
         self.tokens = Tokens(world.store, snapshot.tokens, world.wall, admin_token)
         self.logs: LogFiles = world.logs
-        self.ending = asyncio.Event()  #: set where the daemon is asked to end
+        self.endings = endings or Endings()
+        self._hooks = HookRunner(world.teller, self.events, self._journal, self._fleet.find)
+        self._started_at = timestamp(world.wall())
         self._timer: asyncio.TimerHandle | None = None
         self._why_not_ready = "starting: looking for what an earlier daemon left"
 
     async def begin(self) -> None:
         """Adopts what runs, starts what is wanted. Returns when every instance is in its supervisor's hands."""
         self._world.channel.listen(self._heard, self._hung_up)
-        supervisors = self._fleet.all()
-        lost = dict(supervisor.lost for supervisor in supervisors if supervisor.lost)
-        found = self._world.processes.find(lost) if lost else {}
-        for supervisor in supervisors:
-            nonce = supervisor.lost[0] if supervisor.lost else ""
-            held = self.mesh is not None and self.mesh.draining.holds(supervisor)
-            supervisor.resume(found.get(nonce), nonce in found and found[nonce] is None, held=held)
-        for supervisor in supervisors:
-            await supervisor.idle()
+        self._hooks.begin()
+        await self.files.settle()
+        mesh = self.mesh
+        await resume(self._fleet, lambda supervisor: mesh is not None and mesh.draining.holds(supervisor))
         await self._journal.commit(events=[("branch.started", None, None, {"version": self._version})])
         if self.mesh is not None:
             await self.mesh.begin()
         self._why_not_ready = ""
+        self.files.begin()
+        self._replicas.begin()
         self._expire()
 
     def _mesh(self, membership: "Membership", facts: Mapping[str, str]) -> "Mesh":
@@ -102,23 +120,47 @@ class Service:
         )
 
     async def end(self) -> None:
-        """Runs every stop plan, all at once, and returns when nothing runs any more. What is wanted stays wanted."""
+        """Runs every stop plan, in the order of branch/order.py, and returns when nothing runs any more.
+
+        What is wanted stays wanted.
+        """
         self._fleet.stopping = True
         self._why_not_ready = "stopping"
         self.events.close()
+        await self._fleet.order.end(self._fleet.all())
         for supervisor in self._fleet.all():
-            supervisor.retire()
-        for supervisor in self._fleet.all():
-            while not supervisor.settled:
-                await supervisor.changed()
+            await ended(supervisor)
+        await self._hooks.end()
         await self.leave()
         self.close()
 
-    async def leave(self) -> None:
-        """Ends what is under way for others, and belongs to no neighbourhood any more; what runs goes on."""
+    @property
+    def ending(self) -> Ending | None:
+        """How it ends, once that is sure."""
+        return self.endings.chosen
+
+    def end_as(self, ending: Ending) -> None:
+        """Asks for an end, and returns at once."""
+        self.endings.ask(ending)
+
+    async def leave(self, *, quietly: bool = False) -> None:
+        """Ends what is under way for others, and belongs to no neighbourhood any more; what runs goes on.
+
+        `quietly`: the others hear no goodbye, so that they hold its instances for there, and wait for its next daemon.
+        """
         await self.operations.close()
         if self.mesh is not None:
-            await self.mesh.end()
+            await self.mesh.end(quietly=quietly)
+
+    async def let_go(self) -> None:
+        """Commits what is under way and leaves quietly; close() is to follow at once. The next daemon adopts it all."""
+        self._fleet.stopping = True
+        self._why_not_ready = "its next daemon takes over"
+        self.events.close()
+        await self.leave(quietly=True)
+        for supervisor in self._fleet.all():
+            await supervisor.idle()
+        await self._hooks.end()
 
     def remaining(self) -> list[str]:
         """Instances that still have a process, or one on its way."""
@@ -131,6 +173,8 @@ class Service:
 
     def close(self) -> None:
         """Lets go of everything; what runs goes on."""
+        self._fleet.memory.close()
+        self._hooks.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -158,6 +202,7 @@ class Service:
             address=next(iter(self.addresses), None),
             seen_at=timestamp(self._world.wall()),
             load=self._world.host.load(),
+            started_at=self._started_at,
         )
 
     async def stats(self, app: str, name: str) -> Stats:
@@ -174,6 +219,7 @@ class Service:
             processes=_whole(usage, "processes"),
             threads=_whole(usage, "threads"),
             open_files=_whole(usage, "open_files"),
+            tree=process.tree_usage() or None,
             worker=await self.celery.stats(supervisor),
         )
 
@@ -183,9 +229,30 @@ class Service:
         found = [root_without_default_user(root, self._policies.default_user, self._policies.allow_users is not None)]
         if self._why_not_ready:
             found.append(Diagnosis("daemon", Level.WARNING, self._why_not_ready, "wait for it"))
+        found += definition_files(self.files.faults)
+        found += machine(self._machine())
         if self.mesh is not None:
             found += diagnose(self.mesh.facts())
         return sorted(found, key=lambda one: -list(Level).index(one.level))
+
+    def _machine(self) -> MachineFacts:
+        strangers: Counter[str] = Counter()
+        unenforced = {}
+        for supervisor in self._fleet.all():
+            if refused := supervisor.unenforced:
+                unenforced[str(supervisor.key)] = refused
+            if (user := supervisor.spec.user) is not None:
+                try:
+                    self._world.host.uid(user)
+                except SpawnFailed:
+                    strangers[user] += 1
+        return MachineFacts(
+            processes=self._world.processes.facts(),
+            instances=len(self._fleet.all()),
+            disk_free=self._world.host.load().get("disk_free", 1.0),
+            unenforced=unenforced,
+            strangers=strangers,
+        )
 
     def audit(self, principal: Principal, method: str, path: str, status: int, about: Mapping[str, str]) -> None:
         """Records who asked for a change, and what it was answered. `about`: its app and instance, where it names them.

@@ -11,22 +11,25 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from branchd.branch.attendance import Attendance
 from branchd.branch.journal import Journal
-from branchd.branch.ports import Driver, Process, Start
+from branchd.branch.launching import Launching
+from branchd.branch.ports import Driver, Process
 from branchd.branch.records import InstanceRecord, Put, RunRecord
+from branchd.branch.transitions import last_words, transition
 from branchd.branch.view import render
 from branchd.branch.watch import Watch
 from branchd.branch.world import World
-from branchd.core.errors import NoChannel, SpawnFailed, StorageFailed, Unavailable
+from branchd.core.errors import NoChannel, SpawnFailed, StorageFailed
 from branchd.core.lifecycle import Effect, Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol, step
+from branchd.core.ordering import Hold
 from branchd.core.reconcile import Work
-from branchd.core.spec import Spec, Stderr, Unusable, Wanted, launched_with, size_in_bytes
-from branchd.core.values import Exit, Identity, Key, QueueDeclaration, Stream, Truth, signal_number
+from branchd.core.spec import Limits, Spec, Wanted, launched_with
+from branchd.core.values import Exit, Identity, Key, Launch, QueueDeclaration, Truth, signal_number
 from branchd.wire import json
 from branchd.wire.agent import Heartbeat
 from branchd.wire.decode import encode
@@ -34,8 +37,20 @@ from branchd.wire.resources import ConditionType, Instance
 
 log = structlog.get_logger(__name__)
 
-#: lines of the standard error that are kept with an instance's end
-LAST_WORDS = 50
+NO_LIMITS = Limits()
+
+
+class Keeper(Protocol):
+    """Who has all supervisors of the branch: it knows how the others stand, and is told how each one does."""
+
+    def hold(self, supervisor: "Supervisor") -> Hold | None:
+        """Why no process of it may be started now; None where one may."""
+
+    def look(self, supervisor: "Supervisor") -> None:
+        """What it shows has changed; called often, also where that is nothing to others."""
+
+    def settle(self, supervisor: "Supervisor") -> None:
+        """Called after each change that leaves the instance without a process."""
 
 
 class Supervisor:
@@ -50,15 +65,14 @@ class Supervisor:
         spec: Spec,
         queues: tuple[QueueDeclaration, ...] | None,
         run: RunRecord | None,
-        on_settled: Callable[["Supervisor"], None],
+        keeper: Keeper,
     ) -> None:
-        """`on_settled` is called after each change that leaves the instance without a process."""
         self._world = world
         self._journal = journal
         self._watch = watch
         self._branch = branch
-        self._node_name = node_name
-        self._on_settled = on_settled
+        self._launching = Launching(world, record.key, node_name)
+        self._keeper = keeper
         self.record = record
         self.spec = spec
         self._queues = queues
@@ -106,7 +120,7 @@ class Supervisor:
         """It does its work now: a worker that has lost its broker runs, and is not ready."""
         said = self._attendance.conditions if self._attendance is not None else ()
         doubted = any(one.type is ConditionType.READY and one.status is not Truth.TRUE for one in said)
-        return self.state is State.RUNNING and not doubted
+        return self.state is State.RUNNING and self._attendance is not None and not doubted
 
     @property
     def settled(self) -> bool:
@@ -147,8 +161,15 @@ class Supervisor:
         self._retired = True
         self.stop()
 
+    def renew(self, reason: str) -> None:
+        self.post(Event(Symbol.RENEW, self.machine.run, reason=reason))
+
     def kill(self) -> None:
         self.post(Event(Symbol.KILL))
+
+    def reconsider(self) -> None:
+        """What it depends on stands otherwise than it did; where it waits for that, it may be started now."""
+        self.post(Event(Symbol.DEPENDENCY))
 
     def signal(self, number: int) -> bool:
         """To the main process; False when there is none."""
@@ -165,11 +186,15 @@ class Supervisor:
         if self._attendance is not None:
             self._observe()
             self._rotate()
-            self._attendance.wants(self.work, spec.task_stall_limit)
+            self._attendance.wants(self.work, spec)
         if spec.wanted is not before.wanted:
             self.want(spec.wanted)
-        if launched_with(spec) != launched_with(before):
+        if launched_with(spec) != launched_with(before) or spec.depends_on != before.depends_on:
             self.post(Event(Symbol.SPEC_CHANGED))
+
+    def outdated(self, spec: Spec | None = None) -> bool:
+        """Whether its process was started with something else than this spec says, by default its own."""
+        return self.process is not None and self.run.launched != self._digest(spec)
 
     async def ask(self, command: Mapping[str, Any], timeout: float) -> Any:
         """Asks the worker's agent. NoChannel, Refused."""
@@ -199,6 +224,12 @@ class Supervisor:
         self._touch()
 
     @property
+    def unenforced(self) -> Mapping[str, str] | None:
+        """Limits that it asks for and the machine does not keep, and why; None where it asks for none."""
+        limits = self.spec.limits
+        return None if limits == NO_LIMITS else self._world.processes.unenforceable(limits)
+
+    @property
     def work(self) -> Work:
         return self._driver.work(self.spec, self._queues)
 
@@ -210,6 +241,7 @@ class Supervisor:
                 self._attendance.conditions if self._attendance is not None else (),
                 current=self._attendance is None or self.run.launched == self._digest(),
                 boot_at=self._world.wall() - self._world.clock(),
+                unenforced=self.unenforced,
             )  # fmt: skip
         return self._view
 
@@ -219,14 +251,12 @@ class Supervisor:
     def lost(self) -> tuple[str, float] | None:
         """Nonce and time of a spawn of this boot whose process is not on record."""
         run = self.run
-        pending = run.nonce and run.identity is None and run.machine.state in (State.STARTING, State.STOPPING)
+        begun = run.machine.state in (State.STARTING, State.STOPPING) and not run.machine.held
+        pending = run.nonce and run.identity is None and begun
         return (run.nonce, run.intent) if pending and run.boot == self._world.host.boot else None
 
-    def resume(self, found: Identity | None, ambiguous: bool, *, held: bool = False) -> None:
-        """Once, at the daemon's start: adopts what runs, and goes on from there. `found`: where it was lost.
-
-        `held`: what does not run is not started now, though it is wanted up.
-        """
+    def adopt(self, found: Identity | None, *, ambiguous: bool) -> None:
+        """Once, at the daemon's start: takes over what runs. `found`: the process that was lost."""
         run, machine = self.run, self.machine
         if run.boot != self._world.host.boot:
             # Another boot: nothing of what ran then exists, and no time of then means anything.
@@ -238,9 +268,6 @@ class Supervisor:
                 "a start ends them all and begins anew"
             )
             log.error("ambiguous adoption", instance=str(self.key))
-            if self.record.deleting:
-                self.retire()
-            return
         elif machine.alive or self.lost:
             identity = run.identity or found
             on_exit = self._exit_of(machine.run)
@@ -251,17 +278,25 @@ class Supervisor:
                     self.run = replace(run, started_at=self._world.wall() - self._world.clock() + run.intent)
                 self._took(process)
                 self._observe()
-                self._touch()
-            elif machine.alive:
-                self.post(Event(Symbol.EXITED, machine.run))
-            else:
-                self._world.processes.sweep(self.key, run.nonce)
-                self.post(Event(Symbol.SPAWN_FAILED, reason="the daemon ended while it was being started", ours=True))
+
+    def begin(self, *, held: bool = False) -> None:
+        """Once, after adopt(): goes on from there. `held`: what does not run is not started, though it is wanted up."""
+        if self._broken:
+            pass  # a start mends it
+        elif self.machine.alive and self._attendance is None:
+            self.post(Event(Symbol.EXITED, self.machine.run))
+        elif self.lost:
+            self._world.processes.sweep(self.key, self.run.nonce)
+            self.post(Event(Symbol.SPAWN_FAILED, reason="the daemon ended while it was being started", ours=True))
         self._arm()
         if self.record.deleting:
             self.retire()
-        elif self.spec.wanted is not self.machine.wanted and not held:
-            self.want(self.spec.wanted)
+        elif not self._broken and not held:
+            if self.spec.wanted is not self.machine.wanted:
+                self.want(self.spec.wanted)
+            elif self.machine.held:
+                self.reconsider()
+        self._touch()
 
     # The mailbox
 
@@ -281,7 +316,7 @@ class Supervisor:
         if self.settled:
             self._world.logs.forget(self.key)
             self._touch()  # who waits for that looks again
-            self._on_settled(self)
+            self._keeper.settle(self)
 
     async def _handle(self, event: Event) -> None:
         if event.symbol in (Symbol.UP, Symbol.RESTART) and self._retired:
@@ -291,7 +326,7 @@ class Supervisor:
                 return
             self._mend()
         before = self.machine
-        policy = Policy(self.spec.restart, self._driver.stop_plan(self.spec))
+        policy = Policy(self.spec.restart, self._driver.stop_plan(self.spec), self._keeper.hold(self))
         machine, effects = step(before, event, self._world.clock(), policy, self._world.chance())
         self.run = replace(self.run, machine=machine)
         if before.alive and not machine.alive:
@@ -316,8 +351,10 @@ class Supervisor:
             failed = Event(Symbol.SPAWN_FAILED, reason="the store takes nothing; its disk may be full", ours=True)
             self._mailbox.appendleft(failed)
             return
+        if machine.state is State.STOPPING and self._attendance is not None:
+            self._attendance.stopping()
         for effect in effects:
-            self._carry_out(effect)
+            await self._carry_out(effect)
         self._arm()
 
     def _mend(self) -> None:
@@ -330,47 +367,47 @@ class Supervisor:
         self._unsaved = True
         self._touch()
 
-    def _carry_out(self, effect: Effect) -> None:
+    async def _carry_out(self, effect: Effect) -> None:
         match effect:
             case Spawn():
                 # Its answer comes before whatever waits in the mailbox.
-                self._mailbox.appendleft(self._spawn())
+                self._mailbox.appendleft(await self._spawn())
             case Signal(name):
                 self.signal(signal_number(name))
             case Kill():
                 if self.process is not None:
                     self.process.kill_tree()
 
-    def _spawn(self) -> Event:
-        world, run = self._world, self.machine.run
-        if isinstance(self.spec, Unusable):
-            return Event(Symbol.SPAWN_FAILED, run, reason=self.spec.why)
+    async def _spawn(self) -> Event:
+        run = self.machine.run
+        generation, launched = self.record.generation, self._digest()  # a redefinition may come while it begins
         try:
-            home, account = world.host.account(self.spec.user)
-            start = Start(self.key, self.spec, self._queues, self._node_name, home, account)
-            launch = self._driver.launch(start)
-            with world.logs.open(self.key, self.spec.logs.stderr is Stderr.JOIN) as (stdout, stderr):
-                process = world.processes.spawn(self.key, self.run.nonce, launch, stdout, stderr, self._exit_of(run))
+            process = await self._launching.start(self.spec, self._queues, self.run.nonce, self._exit_of(run))
         except SpawnFailed as failure:
             reason = ": ".join(filter(None, (failure.detail, failure.hint))).encode(errors="replace").decode()
             return Event(Symbol.SPAWN_FAILED, run, reason=reason, ours=failure.ours)
         self.run = replace(
             self.run,
-            started_at=world.wall(),
-            observed_generation=self.record.generation,
-            launched=self._digest(),
+            started_at=self._world.wall(),
+            observed_generation=generation,
+            launched=launched,
         )
         self._took(process)
         return Event(Symbol.SPAWNED, run)
+
+    def launch_beside(self, argv: tuple[str, ...]) -> Launch:
+        """How another program is run as the instance is. SpawnFailed."""
+        return self._launching.beside(self.spec, self._queues, argv)
 
     def _took(self, process: Process) -> None:
         self.run = replace(self.run, identity=process.identity)
         monitor = self._driver.monitor(self.spec, self.work)
         self._attendance = Attendance(
-            self._world, self._watch, process, monitor, self.machine.run, self.post, self._touch
-        )
+            self._world, self._watch, self.key, process, monitor, self.machine.run, self.run.intent,
+            self.machine.state is State.RUNNING, self.launch_beside, self.post, self._touch,
+        )  # fmt: skip
         self._rotate()
-        self._attendance.begin()
+        self._attendance.begin(self.spec)
 
     def _observe(self) -> None:
         """A change that needs no restart is taken up as soon as it is made."""
@@ -379,8 +416,7 @@ class Supervisor:
             self._unsaved = True
 
     def _rotate(self) -> None:
-        logs = self.spec.logs
-        self._world.logs.watch(self.key, size_in_bytes(logs.rotate_at), logs.keep)
+        self._world.logs.watch(self.key, self.spec.logs)
 
     def _exit_of(self, run: int) -> Callable[[Exit], None]:
         return lambda exit: self.post(Event(Symbol.EXITED, run, exit))
@@ -403,14 +439,11 @@ class Supervisor:
         machine = self.machine
         events = []
         if machine.state is not before.state or machine.run != before.run:
-            data: dict[str, Any] = {"from": before.state.value, "to": machine.state.value, "reason": machine.reason,
-                    "pid": self.process.identity.pid if self.process else None}  # fmt: skip
-            if before.alive and not machine.alive:
-                data["exit"] = str(self.run.last_exit)
-                data["tasks_in_flight"] = list(self._in_flight)
-            if machine.state in (State.BACKOFF, State.EXITED, State.FATAL):
-                data["last_words"] = await self._last_words()
-            events = [("instance.state", self.key.app, self.key.name, data)]
+            pid = self.process.identity.pid if self.process else None
+            words = await last_words(self._world, self.key, self.spec.logs, machine.state)
+            self.run = replace(self.run, last_words=words if machine.state is State.FATAL else ())
+            self._touch()
+            events = [transition(before, self.run, pid, self._in_flight, words)]
         self._unsaved = False  # now: what changes while this is committed is not in it
         try:
             await self._journal.commit(Put(self.run), events=events, regardless=True)
@@ -419,14 +452,6 @@ class Supervisor:
             self._unsaved = True
             return False
         return True
-
-    async def _last_words(self) -> list[str]:
-        stream = Stream.STDOUT if self.spec.logs.stderr is Stderr.JOIN else Stream.STDERR
-        try:
-            text = await self._world.logs.tail(self.key, stream, LAST_WORDS)
-        except Unavailable as error:
-            return [f"[branchd: {error}]"]
-        return text.decode(errors="replace").splitlines()
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -443,6 +468,7 @@ class Supervisor:
         self._view = None
         self._changed.set()
         self._changed = asyncio.Event()
+        self._keeper.look(self)
 
-    def _digest(self) -> str:
-        return hashlib.sha256(json.dumps(encode(launched_with(self.spec)))).hexdigest()
+    def _digest(self, spec: Spec | None = None) -> str:
+        return hashlib.sha256(json.dumps(encode(launched_with(spec or self.spec)))).hexdigest()

@@ -1,9 +1,9 @@
 """What the API shows of the daemon's records: records and states in, resources out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from signal import Signals
 
-from branchd.branch.records import AppRecord, InstanceRecord, QueueRecord, RunRecord
+from branchd.branch.records import AppRecord, EventRecord, InstanceRecord, QueueRecord, RunRecord
 from branchd.core.lifecycle import State
 from branchd.core.merge import hide
 from branchd.core.spec import Spec, Unusable
@@ -12,6 +12,7 @@ from branchd.wire.resources import (
     App,
     ConditionType,
     ConditionView,
+    Event,
     Instance,
     LastExit,
     Placement,
@@ -33,8 +34,12 @@ def render(
     *,
     current: bool,
     boot_at: float,
+    unenforced: Mapping[str, str] | None,
 ) -> Instance:
-    """`reported` is what the driver's monitor says; `boot_at` is when the machine booted, seconds since 1970."""
+    """`reported` is what the driver's monitor says; `boot_at` is when the machine booted, seconds since 1970.
+
+    `unenforced`: limits that are not kept, and why; None where none are asked for.
+    """
     machine = run.machine
     up = machine.alive
     unusable = spec.why if isinstance(spec, Unusable) else ""
@@ -49,6 +54,9 @@ def render(
             "" if current else unusable or "restart it to take up its spec",
         )
     )
+    if unenforced is not None:
+        why = "; ".join(f"{limit}: {why}" for limit, why in unenforced.items())
+        conditions.append(ConditionView(ConditionType.LIMITS_APPLIED, _truth(not unenforced), why))
     deadline = machine.deadline if state is State.BACKOFF else None
     return Instance(
         app=record.key.app,
@@ -69,10 +77,12 @@ def render(
             restarts=machine.restarts,
             next_try_at=timestamp(boot_at + deadline) if deadline is not None else None,
             last_exit=_last_exit(run),
+            last_words=run.last_words,
             observed_generation=run.observed_generation if up else record.generation,
             deleting=record.deleting,
             conditions=tuple(conditions),
         ),
+        source=record.source,
     )
 
 
@@ -89,8 +99,13 @@ def _last_exit(run: RunRecord) -> LastExit | None:
     return LastExit(run.last_exit.code, name, timestamp(run.last_exit_at))
 
 
+def render_event(event: EventRecord) -> Event:
+    return Event(event.id, timestamp(event.at), event.type, event.app, event.instance, event.data)
+
+
 def render_app(record: AppRecord, instances: int, conditions: tuple[ConditionView, ...]) -> App:
-    return App(record.name, record.generation, timestamp(record.created_at), hide(record.spec), instances, conditions)
+    created_at, spec = timestamp(record.created_at), hide(record.spec)
+    return App(record.name, record.generation, created_at, spec, instances, conditions, record.source)
 
 
 def app_conditions(app: str, *, shared: bool, conflict: bool) -> tuple[ConditionView, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from branchd.branch.ports import Channel, Driver, Host, LogFiles, Processes, Store
+from branchd.branch.ports import Channel, Driver, Host, LogFiles, Prober, Processes, Store, Teller
 from branchd.core.access import Scope
 from branchd.core.admission import Guards
 from branchd.core.spec import Kind
@@ -16,6 +16,8 @@ class World:
     store: Store
     channel: Channel
     host: Host
+    prober: Prober
+    teller: Teller
     drivers: Mapping[Kind, Driver]
     clock: Callable[[], float]  #: seconds since boot, the same for every process of the machine
     wall: Callable[[], float]  #: seconds since 1970

@@ -3,12 +3,11 @@
 import asyncio
 import os
 import random
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING
@@ -19,22 +18,32 @@ import branchd.agent
 from branchd import __version__
 from branchd.adapters.cgroup import CgroupRoot
 from branchd.adapters.channel import AgentChannel
+from branchd.adapters.errands import Errands
+from branchd.adapters.handover import Handover, become
+from branchd.adapters.hooks import LocalTeller
 from branchd.adapters.host import LocalHost
 from branchd.adapters.identity import marks
 from branchd.adapters.logs import FileLogs
+from branchd.adapters.probes import LocalProber
 from branchd.adapters.process import LinuxProcesses
 from branchd.adapters.state import StateFolder
 from branchd.adapters.store import SqliteStore
 from branchd.adapters.systemd import Notifier
+from branchd.api.listeners import Given
 from branchd.api.server import Server
-from branchd.api.settings import HttpSettings
 from branchd.branch import identity
+from branchd.branch.ending import Ending, Endings
+from branchd.branch.own_log import OwnLog
 from branchd.branch.records import Snapshot
 from branchd.branch.service import Service
 from branchd.branch.world import Policies, World
 from branchd.cli import refusal
 from branchd.cli.config import Config
+from branchd.cli.definition_files import reader
 from branchd.cli.logging import configure_logging
+from branchd.cli.reloading import decided
+from branchd.cli.signals import Signals
+from branchd.cli.telling import StatusLine
 from branchd.core.access import Principal
 from branchd.core.admission import Guards
 from branchd.core.errors import Fatal, StorageFailed
@@ -55,96 +64,161 @@ AGENT_SOCKET = "agent.sock"
 TELL_EVERY = 10.0
 
 
-def run(config: Config, answer: identity.Answer | None = None) -> int:
-    """Runs the daemon until it is told to stop; the exit code. Fatal where it cannot start.
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    how: Ending
+    sockets: tuple[Given, ...] = ()  #: after RELOAD, that listen for the next image
+
+
+def run(config: Config, handover: Handover, answer: identity.Answer | None = None) -> int:
+    """Runs the daemon until it is told to end; the exit code. Fatal where it cannot start.
 
     `answer`: what a person says of a state folder that looks like a copy.
     """
-    configure_logging(config.branch.log_level)
+    own_log = OwnLog()
+    configure_logging(config.branch.log_level, own_log)
     notifier = Notifier(os.environ)
+    notifier.watchdog()  # an image that takes the place of another one has its time from now on
     state = StateFolder(config.branch.state)
-    state.acquire()
+    state.acquire(handover.lock)
+    given = tuple(Given(one, ours) for one, ours in handover.sockets)
     try:
-        with asyncio.Runner() as runner:
-            return runner.run(_serve(config, state, notifier, answer))
+        while True:
+            with asyncio.Runner() as runner:
+                ended = runner.run(_live(config, own_log, state, notifier, given, answer))
+            if ended.how is not Ending.RELOAD:
+                return 0
+            given = ended.sockets
+            left = Handover(tuple((one.socket, one.ours) for one in given), state.lock)
+            try:
+                become(left, {**os.environ, **notifier.environment})
+            except OSError as error:
+                log.error("not reloaded, the daemon goes on as it was", reason=str(error))
     finally:
         state.release()
 
 
-async def _serve(config: Config, state: StateFolder, notifier: Notifier, answer: identity.Answer | None) -> int:
+async def _live(
+    config: Config,
+    own_log: OwnLog,
+    state: StateFolder,
+    notifier: Notifier,
+    given: tuple[Given, ...],
+    answer: identity.Answer | None,
+) -> _Ended:
+    endings = Endings()
+    signals = Signals(endings)
     async with AsyncExitStack() as stack:
-        store = SqliteStore(config.branch.state)
-        stack.callback(store.close)
-        snapshot = await _load(store, config, answer)
-        run_folder = _folder(config.branch.run)
-        processes = LinuxProcesses(snapshot.branch_id, CgroupRoot.discover(snapshot.branch_id))
-        stack.callback(processes.close)
-        logs = FileLogs(_folder(config.branch.logs))
-        stack.push_async_callback(logs.close)
-        channel = AgentChannel(run_folder / AGENT_SOCKET)
-        stack.callback(channel.close)
-        host = LocalHost(config.branch.state)
-        agent = str(Path(branchd.agent.__file__).parent)
-        world = World(
-            processes=processes,
-            logs=logs,
-            store=store,
-            channel=channel,
-            host=host,
-            drivers={
-                Kind.CELERY: CeleryDriver(agent, str(run_folder / AGENT_SOCKET), sys.executable, host.cpus),
-                Kind.COMMAND: CommandDriver(),
-            },
-            clock=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
-            wall=time.time,
-            chance=random.random,
-        )
-        policies = Policies(
-            name=config.branch.name,
-            labels=config.branch.labels,
-            slots=config.branch.slots,
-            node_name=config.branch.node_name,
-            default_user=config.auth.default_user,
-            allow_users=config.auth.allow_users,
-            peer_scope=config.auth.peer_scope,
-            guards=Guards(config.branch.guard_memory, config.branch.guard_load, config.branch.guard_disk),
-        )
-        server: Server
+        ended = await _serve(stack, config, own_log, state, notifier, given, answer, endings, signals)
+    if ended.how is Ending.RELOAD:
+        await signals.hold()
+    return ended
 
-        async def connect(principal: Principal) -> socket:
-            return await server.connect(principal)
 
-        joining, keys = _membership(config, snapshot.branch_id, connect)
-        service = Service(world, policies, snapshot, state.admin_token(), __version__, joining)
-        stack.callback(service.close)
-        server = Server(service, _http(config))
-        await server.start()
-        stack.push_async_callback(server.stop)
-        service.addresses = tuple(server.addresses)
+async def _serve(
+    stack: AsyncExitStack,
+    config: Config,
+    own_log: OwnLog,
+    state: StateFolder,
+    notifier: Notifier,
+    given: tuple[Given, ...],
+    answer: identity.Answer | None,
+    endings: Endings,
+    signals: Signals,
+) -> _Ended:
+    store = SqliteStore(config.branch.state)
+    stack.callback(store.close)
+    snapshot = await _load(store, config, answer)
+    run_folder = _folder(config.branch.run)
+    processes = LinuxProcesses(snapshot.branch_id, CgroupRoot.discover(snapshot.branch_id))
+    stack.callback(processes.close)
+    logs = FileLogs(_folder(config.branch.logs))
+    stack.push_async_callback(logs.close)
+    channel = AgentChannel(run_folder / AGENT_SOCKET)
+    stack.callback(channel.close)
+    probing, telling = Errands(), Errands()  # each with room of its own: slow probes keep no hook waiting
+    stack.callback(probing.close)
+    stack.callback(telling.close)
+    host = LocalHost(config.branch.state)
+    agent = str(Path(branchd.agent.__file__).parent)
+    world = World(
+        processes=processes,
+        logs=logs,
+        store=store,
+        channel=channel,
+        host=host,
+        prober=LocalProber(probing),
+        teller=LocalTeller(telling),
+        drivers={
+            Kind.CELERY: CeleryDriver(agent, str(run_folder / AGENT_SOCKET), sys.executable, host.cpus),
+            Kind.COMMAND: CommandDriver(),
+        },
+        clock=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        wall=time.time,
+        chance=random.random,
+    )
+    policies = Policies(
+        name=config.branch.name,
+        labels=config.branch.labels,
+        slots=config.branch.slots,
+        node_name=config.branch.node_name,
+        default_user=config.auth.default_user,
+        allow_users=config.auth.allow_users,
+        peer_scope=config.auth.peer_scope,
+        guards=Guards(config.branch.guard_memory, config.branch.guard_load, config.branch.guard_disk),
+    )
+    server: Server
 
-        _on_signals(service)
-        stack.push_async_callback(service.leave)
-        await service.begin()
-        if keys is not None:
-            keys.watch()
-        _warn(config)
-        refusal.clear(config.branch.run)
-        log.info("ready", branch=service.name, listening=list(server.addresses), version=__version__)
-        notifier.ready()
-        notifier.status(f"branch {service.name}, {len(service.instances.list())} instances")
-        _watchdog(notifier)
-        await service.ending.wait()
+    async def connect(principal: Principal) -> socket:
+        return await server.connect(principal)
 
-        log.info("stopping", instances=len(service.remaining()))
+    joining, keys = _membership(config, snapshot.branch_id, connect)
+    token = state.admin_token()
+    service = Service(world, policies, snapshot, token, __version__, joining, reader(config.file), endings)
+    stack.callback(service.close)
+    server = Server(service, config.server, given, own_log)
+    await server.start()
+    stack.push_async_callback(server.stop)
+    service.addresses = tuple(server.addresses)
+
+    signals.kill = service.kill
+    stack.push_async_callback(service.leave)
+    await service.begin()
+    if keys is not None:
+        keys.watch()
+    _warn(config)
+    refusal.clear(config.branch.run)
+    log.info("ready", branch=service.name, listening=list(server.addresses), version=__version__)
+    notifier.ready()
+    status = StatusLine(service, notifier)
+    following = asyncio.create_task(status.follow())
+    stack.callback(following.cancel)
+    _watchdog(notifier)
+    ending = await decided(endings, config.branch.state, status.note)
+
+    if ending is Ending.STOP:
+        await _stop(service, notifier)
+        return _Ended(ending)
+    log.info("reloading" if ending is Ending.RELOAD else "letting go", instances=len(service.remaining()))
+    if ending is Ending.RELOAD:
+        notifier.reloading()
+    else:
         notifier.stopping()
-        ending = asyncio.create_task(service.end())
-        while not (await asyncio.wait([ending], timeout=TELL_EVERY))[0]:
-            left = service.remaining()
-            log.info("waiting for stop plans", instances=len(left), such_as=left[:5], hint="a second INT kills them")
-            notifier.status(f"waiting for the stop plans of {len(left)} instances")
-        await ending
-        log.info("stopped")
-        return 0
+    await server.release()
+    await service.let_go()
+    return _Ended(ending, server.hand_over() if ending is Ending.RELOAD else ())
+
+
+async def _stop(service: Service, notifier: Notifier) -> None:
+    log.info("stopping", instances=len(service.remaining()))
+    notifier.stopping()
+    ending = asyncio.create_task(service.end())
+    while not (await asyncio.wait([ending], timeout=TELL_EVERY))[0]:
+        left = service.remaining()
+        log.info("waiting for stop plans", instances=len(left), such_as=left[:5], hint="a second INT kills them")
+        notifier.status(f"waiting for the stop plans of {len(left)} instances")
+    await ending
+    log.info("stopped")
 
 
 async def _load(store: SqliteStore, config: Config, answer: identity.Answer | None) -> Snapshot:
@@ -177,28 +251,6 @@ def _membership(
     return membership(config.mesh, branch_id, connect)
 
 
-def _on_signals(service: Service) -> None:
-    """The first TERM or INT runs the stop plans; a second INT kills what still runs."""
-    loop = asyncio.get_running_loop()
-
-    def stop(number: int) -> None:
-        if service.ending.is_set() and number == signal.SIGINT:
-            log.warning("killing what still runs")
-            service.kill()
-        service.ending.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    # A terminal that closes, or a recipe for another supervisor, is no reason to end. Not SIG_IGN: what we start would
-    # inherit that.
-    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        loop.add_signal_handler(number, _ignore, number)
-
-
-def _ignore(number: signal.Signals) -> None:
-    log.info("signal without a meaning here", signal=number.name)
-
-
 def _watchdog(notifier: Notifier) -> None:
     """Tells the service manager from the loop itself that the loop turns, for as long as it does."""
     if notifier.watchdog_interval is not None:
@@ -217,19 +269,6 @@ def _folder(path: Path) -> Path:
             f"cannot make the folder {path}: {error.strerror}", "choose another, or make it yourself"
         ) from error
     return path
-
-
-def _http(config: Config) -> HttpSettings:
-    http = config.http
-    return HttpSettings(
-        listen=http.listen,
-        tls_certificate=str(http.tls_certificate) if http.tls_certificate else None,
-        tls_key=str(http.tls_key) if http.tls_key else None,
-        allowed_hosts=http.allowed_hosts,
-        insecure=http.insecure,
-        body_limit=http.body_limit,
-        socket_group=config.auth.socket_group,
-    )
 
 
 def _warn(config: Config) -> None:

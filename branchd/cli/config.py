@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from branchd.api.settings import TcpListener, UnixListener, parse_listener
+from branchd.api.settings import HttpSettings, TcpListener, UnixListener, parse_listener
 from branchd.cli import places
 from branchd.cli.sources import Settings, pairs, real, text, texts, truth, whole
 from branchd.core import brokers
@@ -26,6 +26,9 @@ from branchd.wire.decode import decode
 
 #: the kernel's limit for the path of a unix socket is 108 bytes with the NUL
 LONGEST_SOCKET_PATH = 107
+
+#: bytes of a file that holds a URL; more is none
+LONGEST_URL = 8192
 
 _ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
 
@@ -62,7 +65,7 @@ class Http:
     allowed_hosts: tuple[str, ...] = ()  #: beside the loopback names and the hosts of `listen`
     insecure: bool = False  #: allows other addresses than loopback without TLS
     body_limit: int = 1 << 20  #: bytes of a request's body
-    supervisor_door: bool = False
+    supervisor_door: bool = False  #: serves supervisord's XML-RPC at /RPC2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Mesh:
     broker: str | None = field(default=None, repr=False)
     neighbourhood: str = "branchd"
     key_file: Path | None = None
+    broker_file: Path | None = None  #: the broker's URL stands in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,22 @@ class Config:
     auth: Auth
     mesh: Mesh
     origins: Mapping[tuple[str, str], str]  #: (section, key): where its value came from, for people
+    file: Path | None = None  #: the main file; definitions may stand in it, and in those beside it
+
+    @property
+    def server(self) -> HttpSettings:
+        """What the HTTP server is to be told."""
+        http = self.http
+        return HttpSettings(
+            listen=http.listen,
+            tls_certificate=str(http.tls_certificate) if http.tls_certificate else None,
+            tls_key=str(http.tls_key) if http.tls_key else None,
+            allowed_hosts=http.allowed_hosts,
+            insecure=http.insecure,
+            body_limit=http.body_limit,
+            supervisor_door=http.supervisor_door,
+            socket_group=self.auth.socket_group,
+        )
 
 
 class Misconfigured(Invalid):
@@ -110,31 +130,35 @@ KEYS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
         "body_limit": text, "supervisor_door": truth,
     },
     "auth": {"socket_group": text, "allow_users": texts, "default_user": text, "peer_scope": text},
-    "mesh": {"broker": text, "neighbourhood": text, "key_file": text},
+    "mesh": {"broker": text, "neighbourhood": text, "key_file": text, "broker_file": text},
 }  # fmt: skip
 
-PATHS = frozenset({"state", "run", "logs", "tls_certificate", "tls_key", "key_file"})
+#: looked up in $CREDENTIALS_DIRECTORY first: systemd's LoadCredential=
+SECRETS = frozenset({"tls_certificate", "tls_key", "key_file", "broker_file"})
+PATHS = frozenset({"state", "run", "logs"}) | SECRETS
 SIZES = (("http", "body_limit"),)
 
 
 def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[tuple[str, str], Any]) -> Config:
     """`file` None: the default one where it exists. Misconfigured; its faults' pointers say file, variable or flag."""
-    settings = Settings(KEYS, PATHS)
-    if file is not None or places.CONFIG.exists():
-        main = Path(file or places.CONFIG)
-        for path in [main, *sorted((main.parent / "conf.d").glob("*.toml"))]:
-            settings.file(path.absolute())
+    credentials = environment.get("CREDENTIALS_DIRECTORY")
+    settings = Settings(KEYS, PATHS, SECRETS, Path(credentials) if credentials else None)
+    main = (file or places.CONFIG).absolute() if file is not None or places.CONFIG.exists() else None
+    if main is not None:
+        settings.file(main)
     settings.variables(environment)
     settings.flags(flags)
     _defaults(settings, environment)
     _sizes(settings)
     _untold(settings)
+    _broker_of_file(settings)
     config = Config(
         _section(settings, "branch", Branch, _branch_faults),
         _section(settings, "http", Http, _http_faults),
         _section(settings, "auth", Auth, _auth_faults),
         _section(settings, "mesh", Mesh, _mesh_faults),
         settings.origins,
+        main,
     )
     if settings.faults:
         raise Misconfigured(settings.faults, settings.values["branch"].get("run"))
@@ -172,6 +196,26 @@ def _untold(settings: Settings) -> None:
         place = settings.origins["mesh", "broker"]
         settings.faults.append(Fault(place, "is not text", 'several URLs are joined by ";"'))
         del mesh["broker"]
+
+
+def _broker_of_file(settings: Settings) -> None:
+    mesh = settings.values.get("mesh", {})
+    path = mesh.get("broker_file")
+    if not isinstance(path, str):
+        return
+    place = settings.origins["mesh", "broker_file"]
+    if "broker" in mesh:
+        settings.faults.append(Fault(place, "stands beside broker", "leave one of the two out"))
+        return
+    try:
+        with open(path, "rb") as file:
+            mesh["broker"] = file.read(LONGEST_URL).decode().strip()
+    except OSError as error:
+        settings.faults.append(Fault(place, f"{path} cannot be read: {error.strerror}"))
+    except UnicodeDecodeError:
+        settings.faults.append(Fault(place, f"{path} is not text", "the broker's URL stands in it"))
+    else:
+        settings.origins["mesh", "broker"] = place
 
 
 def _section(settings: Settings, name: str, kind: type[T], judge: Callable[[T], Iterator[Fault]]) -> T:
@@ -244,8 +288,6 @@ def _http_faults(http: Http) -> Iterator[Fault]:
             yield Fault(f"/allowed_hosts/{index}", f"{host[:80]!r} is not the name of a host")
     if not 1024 <= http.body_limit <= 1 << 30:
         yield Fault("/body_limit", f"{http.body_limit} is out of range", "1KiB to 1GiB")
-    if http.supervisor_door:
-        yield Fault("/supervisor_door", "this version has no supervisor door", "leave it out, or false")
 
 
 def _auth_faults(auth: Auth) -> Iterator[Fault]:

@@ -5,7 +5,21 @@ from pathlib import Path
 
 import click
 
-from branchd.cli import access, branches, definitions, doctor, explaining, instances, operations, watching, workers
+from branchd.cli import (
+    access,
+    branches,
+    definitions,
+    doctor,
+    explaining,
+    files,
+    instances,
+    operations,
+    reload,
+    watching,
+    workers,
+)
+from branchd.cli.apply import apply
+from branchd.cli.importing.command import import_command
 from branchd.cli.session import EdgeGroup, Session, read_token
 
 
@@ -32,7 +46,9 @@ for command in (
     instances.ps, instances.show_command, instances.start, instances.stop, instances.restart, instances.signal,
     instances.rm, watching.logs, watching.events, definitions.create, definitions.set_command, definitions.app,
     definitions.queue, workers.consumer, workers.autoscale, workers.stats, access.token, access.whoami,
-    branches.branch, operations.operation, explaining.explain, doctor.doctor,
+    branches.branch, operations.operation, explaining.explain, doctor.doctor, reload.reload,
+    files.reread, files.update, apply,
+    import_command,
 ):  # fmt: skip
     main.add_command(command)
 

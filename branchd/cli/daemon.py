@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from branchd.cli.keys import key
+from branchd.cli.systemd import systemd_clean, systemd_stop, systemd_unit
 from branchd.core.errors import BranchdError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def configuration(command: Command) -> Command:
     """The flags that beat variables, which beat the file."""
     options: list[Callable[[Command], Command]] = [
         click.option("--config", envvar="BRANCHD_CONFIG", type=click.Path(path_type=Path), metavar="FILE.toml",
-                     help="The configuration; conf.d/*.toml beside it are laid over it."),
+                     help="The configuration; conf.d/*.toml beside it may define apps."),
         click.option("--state", metavar="DIR", help="Where what must survive is kept."),
         click.option("--run", metavar="DIR", help="Where the sockets are."),
         click.option("--listen", multiple=True, metavar="HOST:PORT|unix:PATH",
@@ -52,13 +53,19 @@ def configuration(command: Command) -> Command:
 @click.option("--new-id", is_flag=True, help="Once: this state folder is a copy; become another branch, with the "
               "pinned instances and without the placed ones.")  # fmt: skip
 @click.option("--same-machine", is_flag=True, help="Once: this state folder is the original, or takes its place.")
+@click.option("--rehearse", type=click.Path(path_type=Path), metavar="STATE", help="Only try whether it would start in "
+              "the place of the daemon that uses this folder; a reload does so first.")  # fmt: skip
 @click.pass_context
-def run(context: click.Context, /, new_id: bool, same_machine: bool, **flags: Any) -> None:
+def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: Path | None, **flags: Any) -> None:
     """Run the daemon until it is told to stop."""
+    from branchd.adapters.handover import receive
+
+    handover = receive(os.environ)
     from branchd.branch.identity import Answer
     from branchd.cli import refusal
     from branchd.cli.compose import run as run_daemon
     from branchd.cli.config import Misconfigured
+    from branchd.cli.reloading import rehearsed
 
     if new_id and same_machine:
         raise click.UsageError("--new-id and --same-machine are two answers to one question")
@@ -66,11 +73,14 @@ def run(context: click.Context, /, new_id: bool, same_machine: bool, **flags: An
     folder: Path | None = None
     try:
         config = _load(**flags)
+        if rehearse is not None:
+            rehearsed(config, rehearse)
+            return
         folder = config.branch.run
-        code = run_daemon(config, answer)
+        code = run_daemon(config, handover, answer)
     except BranchdError as error:
         _explain(error)
-        if folder := error.run if isinstance(error, Misconfigured) else folder:
+        if rehearse is None and (folder := error.run if isinstance(error, Misconfigured) else folder):
             refusal.leave(folder, error)
         code = 1
     context.exit(code)
@@ -80,11 +90,24 @@ def run(context: click.Context, /, new_id: bool, same_machine: bool, **flags: An
 @configuration
 @click.pass_context
 def check(context: click.Context, /, **flags: Any) -> None:
-    """Read the configuration, print what `branchd run` would use, or everything that is wrong with it."""
+    """Read the configuration, print what `branchd run` would use, or everything that is wrong with it.
+
+    So it does with the definitions of apps in files, though the daemon starts without those that are wrong.
+    """
+    from branchd.cli.checking import definition_faults
+    from branchd.core.errors import Invalid
+
+    config, wrong = None, False
     try:
         config = _load(**flags)
     except BranchdError as error:
         _explain(error)
+        wrong = True
+    if found := definition_faults(flags["config"], config):
+        count = len(found)
+        _explain(Invalid(list(found), f"the definitions in files have {count} fault{'s' if count > 1 else ''}"))
+        wrong = True
+    if config is None or wrong:
         context.exit(1)
     try:
         for line in _lines(config):
@@ -96,6 +119,32 @@ def check(context: click.Context, /, **flags: Any) -> None:
 
         incomplete("branchd", error)
         context.exit(1)
+
+
+@main.command()
+@configuration
+@click.argument("file", metavar="FILE|-")
+@click.pass_context
+def backup(context: click.Context, /, file: str, **flags: Any) -> None:
+    """Write a backup of the branch, which may run meanwhile, to FILE (.tar.gz) or to the standard output.
+
+    It holds the branch's secrets in clear, and its first token. The configuration, keys and logs are not in it.
+    """
+    from branchd.cli.backups import back_up
+
+    context.exit(_done(lambda: back_up(_load(**flags), file)))
+
+
+@main.command()
+@configuration
+@click.argument("file", metavar="FILE|-")
+@click.option("--force", is_flag=True, help="Also where there is a branch in the state folder; it is put aside there.")
+@click.pass_context
+def restore(context: click.Context, /, file: str, force: bool, **flags: Any) -> None:
+    """Put a backup back into the state folder, while no daemon uses it."""
+    from branchd.cli.backups import put_back
+
+    context.exit(_done(lambda: put_back(_load(**flags), file, force=force)))
 
 
 @main.command()
@@ -115,7 +164,8 @@ def demo(context: click.Context, exit_after: bool, broker: str | None, branches:
     context.exit(code)
 
 
-main.add_command(key)
+for command in (key, systemd_unit, systemd_stop, systemd_clean):
+    main.add_command(command)
 
 
 def _load(
@@ -172,6 +222,16 @@ def _lines(config: "Config") -> list[str]:
             lines.append(f"# {field.name} is not set" if value is None else f"{field.name} = {text}{comment}")
         lines.append("")
     return lines[:-1]
+
+
+def _done(work: Callable[[], None]) -> int:
+    """The exit code."""
+    try:
+        work()
+    except BranchdError as error:
+        _explain(error)
+        return 1
+    return 0
 
 
 def _explain(error: BranchdError) -> None:

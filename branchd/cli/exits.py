@@ -16,6 +16,7 @@ class Exit(IntEnum):
     DENIED = 5
     UNREACHABLE = 6
     PARTIAL = 7
+    PENDING = 8  #: `apply --dry-run`: there is something to do
     TIMED_OUT = 124  #: as timeout(1) has it
     INTERRUPTED = 130  #: as a shell has it
 

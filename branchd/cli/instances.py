@@ -7,10 +7,11 @@ import click
 
 from branchd.cli.batch import each
 from branchd.cli.exits import Exit
+from branchd.cli.operations import follow
 from branchd.cli.options import output, selecting, waiting
 from branchd.cli.outcome import Patience, state
 from branchd.cli.output import Column, age, as_json, missing, neutral, show
-from branchd.cli.selectors import Found, Selection, find, label
+from branchd.cli.selectors import Found, Selection, at, find, label
 from branchd.cli.session import Session, run
 from branchd.client import BranchdClient
 from branchd.client.client import Object
@@ -113,11 +114,17 @@ def stop(session: Session, selection: Selection, wait: bool, timeout: float, for
 
 @click.command()
 @selecting(required=True)
+@click.option("--rolling", is_flag=True, help="One after the other, each when the one before is ready.")
 @waiting()
 @output
 @click.pass_obj
-def restart(session: Session, selection: Selection, wait: bool, timeout: float, form: str) -> int:
-    """Stop instances by their stop plans, and start them with what is now asked for."""
+def restart(session: Session, selection: Selection, rolling: bool, wait: bool, timeout: float, form: str) -> int:
+    """Stop instances by their stop plans, and start them with what is now asked for.
+
+    With --rolling it stops at the first that does not become ready, and the timeout is that of each.
+    """
+    if rolling:
+        return run(_roll(session.client(), selection, timeout if wait else None, form))
 
     async def one(client: BranchdClient, instance: Object) -> Object:
         patience = Patience(client, timeout)
@@ -158,6 +165,22 @@ def rm(session: Session, selection: Selection, wait: bool, timeout: float, form:
     return _each(session, selection, form, one, lambda _: "deleted" if wait else "is being deleted")
 
 
+async def _roll(client: BranchdClient, selection: Selection, timeout: float | None, form: str) -> Exit:
+    """App by app, and branch by branch; None: does not wait for that."""
+    found = await find(client, selection)
+    groups: dict[tuple[str, str], list[Object]] = {}
+    for instance in found.instances:
+        groups.setdefault((instance["app"], instance["branch"]), []).append(instance)
+    for (app, _), instances in groups.items():
+        there = at(client, instances[0])
+        operation = await there.rolling_restart(app, [one["name"] for one in instances])
+        seconds = None if timeout is None else timeout * len(instances)
+        if (ended := await follow(there, operation, form, seconds)) is not Exit.OK:
+            return ended
+    missing(found.unreachable)
+    return Exit.PARTIAL if found.unreachable else Exit.OK
+
+
 def _each(
     session: Session,
     selection: Selection,
@@ -183,6 +206,7 @@ def _description(instance: Object) -> list[str]:
         ("Wanted", "gone" if status["deleting"] else status["wanted"]),
         ("Kind", instance["kind"]),
         ("Branch", f"{instance['branch']} ({instance['placement']})"),
+        ("Defined in", instance["source"]),
         ("Created", instance["created_at"]),
         ("Started", status["started_at"]),
         ("Restarts", status["restarts"]),
@@ -191,6 +215,7 @@ def _description(instance: Object) -> list[str]:
         ("Generation", _generation(instance)),
     ]
     facts += [(one["type"], f"{one['status']} {one['reason']}".rstrip()) for one in status["conditions"]]
+    words = status.get("last_words") or ()
     own = instance["spec"]
     effective = [
         (name, f"{value if isinstance(value, str) else as_json(value)}{'' if name in own else '  (inherited)'}")
@@ -201,6 +226,8 @@ def _description(instance: Object) -> list[str]:
     for name, value in facts:
         if value not in (None, ""):
             lines.append(f"  {name.ljust(width)}  {neutral(str(value))}")
+    if words:
+        lines += ["  Last words", *(f"    {neutral(line)}" for line in words)]
     lines.append("  Spec")
     lines += [f"    {name.ljust(width)}  {neutral(value)}" for name, value in effective]
     return lines

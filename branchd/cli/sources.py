@@ -1,4 +1,4 @@
-"""Where the daemon's settings come from: files, variables, flags; laid over each other, each value with its origin.
+"""Where the daemon's settings come from: its file, variables, flags; laid over each other, each value with its origin.
 
 What the keys mean, and what makes a value wrong, stands in config.py.
 """
@@ -26,6 +26,10 @@ class Settings:
     keys: Mapping[str, Mapping[str, Callable[[str], Any]]]
     #: keys whose value is a path: a relative one starts at the folder of its file, or where the command was called
     paths: frozenset[str]
+    #: of them, those that are looked up among the service manager's credentials first
+    secrets: frozenset[str]
+    #: where those are; None: there are none
+    credentials: Path | None
     values: Table = field(default_factory=dict)
     origins: dict[tuple[str, str], str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
@@ -49,9 +53,7 @@ class Settings:
 
     def _section(self, path: Path, section: str, value: Any) -> None:
         if section == "apps":
-            self.faults.append(
-                Fault(f"{path}: [apps]", "this version takes no definitions from files", "use branchctl app set")
-            )
+            pass  # definition_files.py reads them, and the daemon judges them
         elif section not in self.keys:
             self.faults.append(Fault(f"{path}: [{section}]", "there is no such section", _near(section, self.keys)))
         elif not isinstance(value, dict):
@@ -61,7 +63,7 @@ class Settings:
                 place = f"{path}: [{section}].{key}"
                 if key not in self.keys[section]:
                     self.faults.append(Fault(place, "there is no such key", _near(key, self.keys[section])))
-                elif _has_date(content):
+                elif has_date(content):
                     self.faults.append(Fault(place, "is a date", "text stands in quotes"))
                 else:
                     self._set(section, key, self._absolute(key, content, path.parent), place)
@@ -97,7 +99,11 @@ class Settings:
                 f"unix:{_below(base, item[5:])}" if isinstance(item, str) and item.startswith("unix:") else item
                 for item in value
             ]
-        return _below(base, value) if key in self.paths and isinstance(value, str) and value else value
+        if key not in self.paths or not isinstance(value, str) or not value:
+            return value
+        if key in self.secrets and self.credentials is not None and (self.credentials / value).exists():
+            return os.path.normpath(self.credentials / value)
+        return _below(base, value)
 
 
 def variable(key: str) -> str:
@@ -108,10 +114,10 @@ def _below(base: Path, path: str) -> str:
     return os.path.normpath(base / os.path.expanduser(path))
 
 
-def _has_date(value: Any) -> bool:
+def has_date(value: Any) -> bool:
     """TOML has dates, which JSON, and so what decodes the values, has not."""
     if isinstance(value, list | dict):
-        return any(map(_has_date, value.values() if isinstance(value, dict) else value))
+        return any(map(has_date, value.values() if isinstance(value, dict) else value))
     return isinstance(value, datetime.date | datetime.time)
 
 

@@ -4,10 +4,10 @@ import asyncio
 import codecs
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
@@ -76,16 +76,27 @@ class Source:
 
 @click.command()
 @click.argument("selectors", nargs=-1, required=True, metavar="SELECTOR...")
-@click.option("-n", "--tail", type=click.IntRange(0, LONGEST_TAIL), default=100, show_default=True,
-              help="Lines to begin with.")  # fmt: skip
+@click.option("-n", "--tail", type=click.IntRange(0, LONGEST_TAIL),
+              help="So many of the last lines; 100, or with --since all.")  # fmt: skip
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written, until Ctrl-C.")
+@click.option("--since", metavar="TIME", help="Written since then: 2026-01-31T23:59:59Z, or 15m for so long ago. Exact "
+              "where logs.format gives lines their times; else some older ones come too.")  # fmt: skip
+@click.option("--grep", metavar="TEXT", help="Only lines with this text; it is no pattern.")
+@click.option("-i", "--ignore-case", is_flag=True, help="--grep finds ASCII letters of either case.")
 @click.option("--stream", type=click.Choice(["stdout", "stderr"]), default="stdout", show_default=True,
               help="Which one; stdout has both unless the spec's logs.stderr is file.")  # fmt: skip
+@click.option("--stderr", "stream", flag_value="stderr", help="The same as --stream stderr.")
 @click.pass_obj
-def logs(session: Session, selectors: tuple[str, ...], tail: int, follow: bool, stream: str) -> int:
+def logs(
+    session: Session, selectors: tuple[str, ...], tail: int | None, follow: bool, since: str | None, grep: str | None,
+    ignore_case: bool, stream: str,
+) -> int:  # fmt: skip
     """Show what instances wrote. With several, each line begins with the instance's name."""
+    if ignore_case and not grep:
+        raise click.UsageError("--ignore-case is for --grep")
     selection = Selection(patterns(selectors))
     writer = Writer(sys.stdout.buffer, sys.stdout.isatty())
+    asked = {"tail": tail, "stream": stream, "follow": follow, "since": since, "grep": grep, "ignore_case": ignore_case}
 
     async def all_of_them() -> int:
         client = session.client()
@@ -95,7 +106,7 @@ def logs(session: Session, selectors: tuple[str, ...], tail: int, follow: bool, 
         width = max(map(len, names))
         prefixes = [f"{name.ljust(width)} | " if len(names) > 1 else "" for name in names]
         work = [
-            _copy(at(client, instance), instance, writer.source(prefix), tail, follow, stream)
+            _copy(at(client, instance), instance, writer.source(prefix), asked)
             for instance, prefix in zip(found.instances, prefixes, strict=True)
         ]
         if follow:
@@ -108,13 +119,13 @@ def logs(session: Session, selectors: tuple[str, ...], tail: int, follow: bool, 
     return run(all_of_them())
 
 
-async def _copy(client: BranchdClient, instance: Object, source: Source, tail: int, follow: bool, stream: str) -> None:
+async def _copy(client: BranchdClient, instance: Object, source: Source, asked: Mapping[str, Any]) -> None:
     try:
-        async for piece in client.logs(instance["app"], instance["name"], tail=tail, stream=stream, follow=follow):
+        async for piece in client.logs(instance["app"], instance["name"], **asked):
             source.feed(piece)
     finally:
         source.close()
-    if follow:
+    if asked["follow"]:
         click.echo(f"{label(instance)}: {await _why_ended(client, instance)}", err=True)
 
 

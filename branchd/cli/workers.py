@@ -37,6 +37,7 @@ USE = (
     Column("PROCESSES", lambda one: one["processes"]),
     Column("THREADS", lambda one: one["threads"]),
     Column("FILES", lambda one: one["open_files"]),
+    Column("TREE", lambda one: one["tree"] and as_json(one["tree"]), wide=True),
     Column("WORKER", lambda one: one["worker"] and as_json(one["worker"]), wide=True),
 )
 

@@ -19,6 +19,9 @@ Object = dict[str, Any]
 #: seconds for an answer, beside those that it was asked to wait
 TIMEOUT = 30.0
 
+#: seconds more for an answer that tells whether other code starts
+TRIAL = 60.0
+
 #: objects of a page: the most that the API gives at once
 PAGE = 1000
 
@@ -96,6 +99,13 @@ class BranchdClient:
         """Ends the daemon; only the branch that is asked can be."""
         return await self._object("POST", _path("branches", name, "actions", "shutdown"))
 
+    async def reload(self, name: str) -> Object:
+        """Has the daemon take up the code and configuration of now, in place, once they are seen to start.
+
+        Only the branch that is asked can be. ApiProblem with 409 says why they do not start.
+        """
+        return await self._object("POST", _path("branches", name, "actions", "reload"), patience=TRIAL)
+
     async def operations(self) -> Object:
         return await self._list("/v1/operations")
 
@@ -108,6 +118,14 @@ class BranchdClient:
     async def doctor(self) -> Object:
         """{branch, findings}, the worst first."""
         return await self._object("GET", "/v1/doctor")
+
+    async def files(self) -> Object:
+        """How the definitions in the branch's files differ from what was applied of them."""
+        return await self._object("GET", "/v1/files")
+
+    async def update_files(self, apps: Sequence[str] = ()) -> Object:
+        """Applies them; the operation. `apps`: only these."""
+        return await self._object("POST", "/v1/files/actions/update", query={"app": apps})
 
     async def tokens(self) -> Object:
         return await self._list("/v1/tokens")
@@ -138,6 +156,16 @@ class BranchdClient:
         """Merges (RFC 7396). `restart`: restarts the instances that the change concerns."""
         query = {"restart": "now"} if restart else {}
         return await self._object("PATCH", _path("apps", app), patch, query=query, match=match)
+
+    async def rolling_restart(self, app: str, names: Sequence[str] | None = None, *, outdated: bool = False) -> Object:
+        """The operation: one branch's instances of the app, or these of them, are restarted one after the other.
+
+        `outdated`: only those that run with something else than their spec says.
+        """
+        query: dict[str, str | Sequence[str]] = {} if names is None else {"instance": names}
+        if outdated:
+            query["outdated"] = "1"
+        return await self._object("POST", _path("apps", app, "actions", "restart"), query=query)
 
     async def delete_app(self, app: str, *, cascade: bool = False, patience: float = 0.0) -> None:
         """`cascade`: its instances too; it answers when they are gone, for which it has `patience` seconds more."""
@@ -238,10 +266,28 @@ class BranchdClient:
     # what goes on
 
     async def logs(
-        self, app: str, name: str, *, tail: int = 100, stream: str = "stdout", follow: bool = False
+        self,
+        app: str,
+        name: str,
+        *,
+        tail: int | None = None,
+        stream: str = "stdout",
+        follow: bool = False,
+        since: str | None = None,
+        grep: str | None = None,
+        ignore_case: bool = False,
+        offset: int | None = None,
+        length: int | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """The last lines as they were written, in pieces; then, when following, what comes, until the caller stops."""
-        query = {"tail": str(tail), "stream": stream} | ({"follow": "1"} if follow else {})
+        """Lines as they were written, in pieces; then, when following, what comes, until the caller stops.
+
+        `tail`: the last so many; 100, or with `since` or `offset` all. `since`: an RFC 3339 time, or "15m" for so long
+        ago. `offset` and `length`: bytes, counted from the first that was ever written.
+        """
+        query = {"stream": stream}
+        given = {"tail": tail, "since": since, "grep": grep, "offset": offset, "length": length}
+        query |= {name: str(value) for name, value in given.items() if value is not None}
+        query |= {name: "1" for name, on in (("follow", follow), ("ignore_case", ignore_case)) if on}
         async with self._request("GET", _instance(app, name, "logs"), query=query, accept="text/plain") as answer:
             async for piece in answer.pieces():
                 yield piece

@@ -3,9 +3,11 @@
 Where the facts come from is the caller's; nothing here looks at anything.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from branchd.core.errors import Fault
 
 #: seconds that a clock may be away from the median of the neighbourhood; above it definitions are not written: a clock
 #: that is ahead would win over what is written later elsewhere
@@ -145,6 +147,18 @@ def root_without_default_user(root: bool, default_user: str | None, restricted: 
         return Diagnosis(check, Level.WARNING, "instances that name no user run as root",
                          "set [auth] default_user and allow_users")  # fmt: skip
     return Diagnosis(check, Level.OK, f"instances that name no user run as {default_user or 'the daemon does'}")
+
+
+def definition_files(faults: Sequence[Fault]) -> list[Diagnosis]:
+    """Nothing where there is nothing wrong with them: most branches have none."""
+    if not faults:
+        return []
+    told = "; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults[:5])
+    more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+    return [
+        Diagnosis("definition files", Level.FAILURE, f"nothing of them is applied since: {told}{more}",
+                  "`branchd check` tells all of it; then `branchctl update`")
+    ]  # fmt: skip
 
 
 def refused(when: str, detail: str, cures: tuple[str, ...]) -> Diagnosis:

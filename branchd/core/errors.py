@@ -40,6 +40,10 @@ class Conflict(BranchdError):
     """It contradicts what is already there."""
 
 
+class FileOwned(Conflict):
+    """A file defines it, so it is changed there and nowhere else."""
+
+
 class Stale(BranchdError):
     """It was changed by somebody else since it was read."""
 

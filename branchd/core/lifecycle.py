@@ -2,6 +2,7 @@
 
 TABLE says for each state and event where to go and what to do, or which question to ask first; ANSWERS says where each
 answer leads. Nothing else in branchd assigns a state. The diagram in the documentation is drawn from the same tables.
+HELD is the row of STARTING for an instance that waits for what it depends on: it has no process, and none on its way.
 
 `wanted` is what the operator asked for and `state` is what the process is; the two are kept apart, so "up while
 STOPPING" needs no state of its own: the exit that follows is intended, and the answer to "what after the stop?" is read
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from branchd.core.ordering import Hold
 from branchd.core.restart import Again, Done, GiveUp, decide
 from branchd.core.spec import Restart, StopStep, Wanted
 from branchd.core.values import Exit
@@ -25,7 +27,7 @@ class State(StrEnum):
     """supervisord's words."""
 
     STOPPED = "STOPPED"  #: no process, none wanted
-    STARTING = "STARTING"  #: a process is being started, or has started and is not ready yet
+    STARTING = "STARTING"  #: a process is being started, is not ready yet, or waits for what it depends on
     RUNNING = "RUNNING"  #: the process is up and has been ready
     BACKOFF = "BACKOFF"  #: it ended or could not start; the next try waits for its time
     STOPPING = "STOPPING"  #: the stop plan runs
@@ -46,9 +48,11 @@ class Symbol(StrEnum):
     READY = "ready"
     EXITED = "exited"
     UNHEALTHY = "unhealthy"
+    LATE = "late"  #: not ready in time: ended by the stop plan, and that end is a crash
     TIMER = "timer"
     ADOPTED = "adopted"  #: a process that an earlier daemon started was found alive
     SPEC_CHANGED = "spec-changed"
+    DEPENDENCY = "dependency"  #: what it waits for has changed: it became ready, FATAL, or came to be at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ class Do(StrEnum):
     WAIT = "wait"  #: arm the timer with the delay that the policy decided
     FORGIVE = "forgive"  #: forget earlier crashes
     COUNT = "count"  #: one more automatic restart
+    HOLD = "hold"  #: start nothing, and say what it depends on
+    BLAME = "blame"  #: the end that follows is a crash, unless an operator wishes something meanwhile
 
 
 class Question(StrEnum):
@@ -77,6 +83,7 @@ class Question(StrEnum):
     FAILED_START = "whose fault, and again?"
     STOPPED = "still wanted?"
     PATIENCE = "another step in the stop plan?"
+    ORDER = "is all ready that it depends on?"
 
 
 class Answer(StrEnum):
@@ -86,6 +93,7 @@ class Answer(StrEnum):
     LATER = "again, later"
     DONE = "no more"
     GIVE_UP = "too often"
+    NEVER = "never: it depends on itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,7 @@ Effect = Spawn | Signal | Kill
 class Cell:
     to: State
     does: tuple[Do, ...] = ()
+    then: Question | None = None  #: whose answer says where to go on from there
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +133,22 @@ class Machine:
     wanted: Wanted = Wanted.DOWN
     run: int = 0  #: number of the current or last process
     alive: bool = False  #: that process exists
+    held: bool = False  #: it waits for what it depends on; in STARTING alone
     crashes: tuple[float, ...] = ()  #: when it ended unasked, oldest first, within the policy's window
     restarts: int = 0  #: automatic restarts since it was last started on request
     step: int = 0  #: of the stop plan; its length once the tree was killed
     deadline: float | None = None  #: when the next timer event counts
+    blamed: bool = False  #: its stop plan runs because it was late
     reason: str = ""  #: why it is in this state, in words
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the spec says about restarts and about stopping."""
+    """What the spec says about restarts and about stopping; and about starting, as those stand that it depends on."""
 
     restart: Restart
     stop: tuple[StopStep, ...]
+    hold: Hold | None = None  #: None: it may be started
 
 
 #: seconds after which an unanswered KILL of the tree is repeated (a process may hang in the kernel)
@@ -145,7 +157,11 @@ KILL_AGAIN = 5.0
 #: seconds to the next try where the machine or the daemon was at fault (no memory, full disk); never ends in FATAL
 OURS_AGAIN = 1.0
 
-_START = Cell(State.STARTING, (Do.FORGIVE, Do.SPAWN))
+#: how the reason of a FATAL instance ends
+HINT = "; start it to try again"
+
+_START = Cell(State.STARTING, (Do.FORGIVE,), Question.ORDER)
+_AGAIN = Cell(State.STARTING, (Do.COUNT,), Question.ORDER)
 _STOP = Cell(State.STOPPING, (Do.SIGNAL,))
 _KILL = Cell(State.STOPPING, (Do.KILL,))
 
@@ -173,6 +189,7 @@ TABLE: dict[State, dict[Symbol, Cell | Question]] = {
         Symbol.EXITED: Question.EXIT,
         Symbol.UNHEALTHY: Cell(State.STARTING, (Do.KILL,)),
         Symbol.RENEW: _STOP,
+        Symbol.LATE: Cell(State.STOPPING, (Do.BLAME, Do.SIGNAL)),
         Symbol.TIMER: Cell(State.STARTING, (Do.KILL,)),
         Symbol.ADOPTED: _stay(State.STARTING),
         Symbol.SPEC_CHANGED: _stay(State.STARTING),
@@ -186,6 +203,7 @@ TABLE: dict[State, dict[Symbol, Cell | Question]] = {
         Symbol.EXITED: Question.EXIT,
         Symbol.UNHEALTHY: Cell(State.RUNNING, (Do.KILL,)),
         Symbol.RENEW: _STOP,
+        Symbol.LATE: _stay(State.RUNNING),
         Symbol.TIMER: Cell(State.RUNNING, (Do.KILL,)),
         Symbol.ADOPTED: _stay(State.RUNNING),
         Symbol.SPEC_CHANGED: _stay(State.RUNNING),
@@ -195,7 +213,7 @@ TABLE: dict[State, dict[Symbol, Cell | Question]] = {
         Symbol.DOWN: _stay(State.STOPPED),
         Symbol.KILL: _stay(State.STOPPED),
         Symbol.RESTART: _START,
-        Symbol.TIMER: Cell(State.STARTING, (Do.COUNT, Do.SPAWN)),
+        Symbol.TIMER: _AGAIN,
         Symbol.SPEC_CHANGED: _START,
     },
     State.STOPPING: {
@@ -209,6 +227,7 @@ TABLE: dict[State, dict[Symbol, Cell | Question]] = {
         Symbol.EXITED: Question.STOPPED,
         Symbol.UNHEALTHY: _KILL,
         Symbol.RENEW: _stay(State.STOPPING),
+        Symbol.LATE: _stay(State.STOPPING),
         Symbol.TIMER: Question.PATIENCE,
         Symbol.ADOPTED: _STOP,
         Symbol.SPEC_CHANGED: _stay(State.STOPPING),
@@ -229,9 +248,18 @@ TABLE: dict[State, dict[Symbol, Cell | Question]] = {
     },
 }
 
+HELD: dict[Symbol, Cell | Question] = {
+    Symbol.UP: _stay(State.STARTING),
+    Symbol.DOWN: _stay(State.STOPPED),
+    Symbol.KILL: _stay(State.STOPPED),
+    Symbol.RESTART: _stay(State.STARTING),
+    Symbol.SPEC_CHANGED: Question.ORDER,
+    Symbol.DEPENDENCY: Question.ORDER,
+}
+
 ANSWERS: dict[Question, dict[Answer, Cell]] = {
     Question.EXIT: {
-        Answer.AT_ONCE: Cell(State.STARTING, (Do.COUNT, Do.SPAWN)),
+        Answer.AT_ONCE: _AGAIN,
         Answer.LATER: Cell(State.BACKOFF, (Do.WAIT,)),
         Answer.DONE: Cell(State.EXITED),
         Answer.GIVE_UP: Cell(State.FATAL),
@@ -243,44 +271,63 @@ ANSWERS: dict[Question, dict[Answer, Cell]] = {
     Question.STOPPED: {
         Answer.YES: _START,
         Answer.NO: _stay(State.STOPPED),
+        # it was late
+        Answer.AT_ONCE: _AGAIN,
+        Answer.LATER: Cell(State.BACKOFF, (Do.WAIT,)),
+        Answer.DONE: Cell(State.EXITED),
+        Answer.GIVE_UP: Cell(State.FATAL),
     },
     Question.PATIENCE: {
         Answer.YES: Cell(State.STOPPING, (Do.NEXT,)),
         Answer.NO: _KILL,
+    },
+    Question.ORDER: {
+        Answer.YES: Cell(State.STARTING, (Do.SPAWN,)),
+        Answer.NO: Cell(State.STARTING, (Do.HOLD,)),
+        Answer.NEVER: Cell(State.FATAL, (Do.HOLD,)),
     },
 }
 
 _WANTS = {Symbol.UP: Wanted.UP, Symbol.RESTART: Wanted.UP, Symbol.DOWN: Wanted.DOWN, Symbol.KILL: Wanted.DOWN}
 
 #: events that speak of one process, and are stale when that process is gone or another one
-_OF_A_PROCESS = {Symbol.READY, Symbol.EXITED, Symbol.UNHEALTHY, Symbol.RENEW}
+_OF_A_PROCESS = {Symbol.READY, Symbol.EXITED, Symbol.UNHEALTHY, Symbol.RENEW, Symbol.LATE}
 
 
 def step(machine: Machine, event: Event, now: float, policy: Policy, chance: float) -> tuple[Machine, list[Effect]]:
     """The machine after the event, and what is to be done, in order.
 
     `now` in seconds since boot, `chance` uniform in [0, 1). Stale events (of an earlier process, of a timer that was
-    moved) change nothing. KeyError where the tables have no cell.
+    moved, of what is not waited for any more) change nothing. KeyError where the tables have no cell.
     """
     symbol = event.symbol
     if symbol in _OF_A_PROCESS and (event.run != machine.run or not machine.alive):
         return machine, []
     if symbol is Symbol.TIMER and (machine.deadline is None or now < machine.deadline):
         return machine, []
+    if symbol is Symbol.DEPENDENCY and not machine.held:
+        return machine, []
     if symbol is Symbol.RESTART and event.run != machine.run:
         symbol = Symbol.UP  # since it was asked for, another process was started: that is the restart
-    machine = replace(machine, wanted=_WANTS.get(symbol, machine.wanted))
+    if symbol in _WANTS:
+        reason = "" if machine.blamed else machine.reason
+        machine = replace(machine, wanted=_WANTS[symbol], blamed=False, reason=reason)
     if symbol in (Symbol.SPAWNED, Symbol.ADOPTED):
         machine = replace(machine, alive=True)
     elif symbol in (Symbol.EXITED, Symbol.SPAWN_FAILED):
         machine = replace(machine, alive=False)
 
-    delay = 0.0
-    cell = TABLE[machine.state][symbol]
-    if isinstance(cell, Question):
-        answer, machine, delay = _ASK[cell](machine, event, now, policy, chance)
-        cell = ANSWERS[cell][answer]
-    return _enter(machine, cell, event, now, policy, delay)
+    effects: list[Effect] = []
+    following: Cell | Question | None = (HELD if machine.held else TABLE[machine.state])[symbol]
+    while following is not None:
+        delay = 0.0
+        if isinstance(following, Question):
+            answer, machine, delay = _ASK[following](machine, event, now, policy, chance)
+            following = ANSWERS[following][answer]
+        machine, more = _enter(machine, following, event, now, policy, delay)
+        effects += more
+        following = following.then
+    return machine, effects
 
 
 def _enter(
@@ -288,8 +335,9 @@ def _enter(
 ) -> tuple[Machine, list[Effect]]:
     moved = cell.to is not machine.state
     # A timer belongs to the state that armed it, and so does a reason; the events of a process bring a new one.
-    machine = replace(machine, state=cell.to, deadline=None if moved else machine.deadline)
-    if event.symbol is Symbol.UNHEALTHY:
+    deadline = None if moved else machine.deadline
+    machine = replace(machine, state=cell.to, deadline=deadline, held=machine.held and not moved)
+    if event.symbol is Symbol.UNHEALTHY or (event.symbol in (Symbol.LATE, Symbol.RENEW) and moved):
         machine = replace(machine, reason=event.reason)
     elif moved and event.symbol not in (Symbol.EXITED, Symbol.SPAWN_FAILED, Symbol.TIMER):
         machine = replace(machine, reason="")
@@ -300,10 +348,16 @@ def _enter(
                 machine = replace(machine, crashes=(), restarts=0)
             case Do.COUNT:
                 machine = replace(machine, restarts=machine.restarts + 1)
+            case Do.BLAME:
+                machine = replace(machine, blamed=True)
             case Do.WAIT:
                 machine = replace(machine, deadline=now + delay)
+            case Do.HOLD:
+                assert policy.hold is not None
+                machine = replace(machine, held=cell.to is State.STARTING, step=0, reason=policy.hold.reason)
             case Do.SPAWN:
-                machine = replace(machine, run=machine.run + 1, step=0)
+                reason = "" if machine.held else machine.reason
+                machine = replace(machine, run=machine.run + 1, step=0, blamed=False, held=False, reason=reason)
                 effects.append(Spawn(machine.run))
             case Do.KILL:
                 machine = replace(machine, step=len(policy.stop), deadline=now + KILL_AGAIN)
@@ -341,12 +395,15 @@ def _crashed(machine: Machine, words: str, exit: Exit | None, now: float, policy
             return Answer.DONE, machine, 0.0
         case GiveUp(times, window):
             often = "once" if times == 1 else f"{times} times within {window:g} s"
-            return Answer.GIVE_UP, replace(machine, reason=f"{words}; {often}, which is too often"), 0.0
+            return Answer.GIVE_UP, replace(machine, reason=f"{words}; {often}, which is too often{HINT}"), 0.0
         case Again(delay):
             return (Answer.LATER if delay > 0 else Answer.AT_ONCE), machine, delay
 
 
-def _stopped(machine: Machine, _event: Event, _now: float, _policy: Policy, _chance: float) -> _Asked:
+def _stopped(machine: Machine, event: Event, now: float, policy: Policy, chance: float) -> _Asked:
+    if machine.blamed and machine.wanted is Wanted.UP:
+        # It did not end by itself, so whatever it exits with is not what it was meant to end with.
+        return _crashed(replace(machine, blamed=False), machine.reason, Exit(), now, policy, chance)
     return (Answer.YES if machine.wanted is Wanted.UP else Answer.NO), machine, 0.0
 
 
@@ -354,11 +411,18 @@ def _patience(machine: Machine, _event: Event, _now: float, policy: Policy, _cha
     return (Answer.YES if machine.step + 1 < len(policy.stop) else Answer.NO), machine, 0.0
 
 
+def _order(machine: Machine, _event: Event, _now: float, policy: Policy, _chance: float) -> _Asked:
+    if policy.hold is None:
+        return Answer.YES, machine, 0.0
+    return (Answer.NEVER if policy.hold.for_ever else Answer.NO), machine, 0.0
+
+
 _ASK: dict[Question, Callable[[Machine, Event, float, Policy, float], _Asked]] = {
     Question.EXIT: _exit,
     Question.FAILED_START: _failed_start,
     Question.STOPPED: _stopped,
     Question.PATIENCE: _patience,
+    Question.ORDER: _order,
 }
 
 
@@ -374,7 +438,7 @@ class Edge:
 def edges() -> Sequence[Edge]:
     """Every transition that changes the state, in the tables' order; a question's arrows carry its answers."""
     found = []
-    for source, row in TABLE.items():
+    for source, row in (*TABLE.items(), (State.STARTING, HELD)):
         for symbol, cell in row.items():
             if isinstance(cell, Cell):
                 choices = [(symbol.value, cell)]

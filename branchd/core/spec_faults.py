@@ -15,6 +15,8 @@ from branchd.core.spec import MOST_REPLICAS, Kind, Pool, Secret, Spec
 from branchd.core.supervision_faults import supervision_faults
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+#: names that systemd allows
+_CREDENTIAL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,254}")
 _ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
 
 #: Flags of `celery worker` that the driver sets itself from the spec's fields, and the field to use instead.
@@ -67,8 +69,11 @@ def _program_faults(spec: Spec) -> Iterator[Fault]:
         value = getattr(spec, name)
         if value is not None and (not value.strip() or not value.isprintable()):
             yield Fault(f"/{name}", "must be printable text that is not empty")
-        elif value is not None and name in {"directory", "env_file"} and not value.startswith("/"):
+        elif value is not None and name == "directory" and not value.startswith("/"):
             yield Fault(f"/{name}", f"{value!r} is not absolute", "give the whole path, beginning with /")
+        elif value is not None and name == "env_file" and not (value[:1] == "/" or _CREDENTIAL.fullmatch(value)):
+            hint = "the whole path, beginning with /, or the name of a credential of the daemon"
+            yield Fault(f"/{name}", f"{value[:80]!r} is not absolute", hint)
     for name, value in spec.env.items():
         pointer = f"/env/{escaped(name)}"
         text = value.secret if isinstance(value, Secret) else value

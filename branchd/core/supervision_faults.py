@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterator
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from branchd.core.errors import Fault
 from branchd.core.faults import SIGNALS, label_faults, name_fault
@@ -44,6 +46,36 @@ def supervision_faults(spec: Spec) -> Iterator[Fault]:
     yield from _limit_faults(spec.limits)
     yield from _size_faults(spec.max_memory, "/max_memory", LEAST_MEMORY)
     yield from label_faults(spec.labels, "/labels")
+
+
+def outward(spec: Spec) -> Iterator[tuple[str, str]]:
+    """What would have the daemon itself connect to other machines: pointers, and what it is."""
+    for name in ("on_exit", "on_fatal"):
+        hook: Hook | None = getattr(spec.hooks, name)
+        if hook is not None and hook.url is not None:
+            yield f"/hooks/{name}/url", "a URL that is told of events"
+    for pointer, probe in (("/ready/probe", spec.ready.probe), ("/alive", spec.alive)):
+        if probe is not None and probe.http is not None and not _loopback(_host(probe.http)):
+            yield f"{pointer}/http", "a probe of another machine"
+        if probe is not None and probe.tcp is not None and not _loopback(probe.tcp.rpartition(":")[0]):
+            yield f"{pointer}/tcp", "a probe of another machine"
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or "nowhere"
+    except ValueError:
+        return "nowhere"
+
+
+def _loopback(host: str) -> bool:
+    """Sure to be: the empty host is, and a name may lead anywhere."""
+    if host in ("", "localhost"):
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _log_faults(logs: Logs) -> Iterator[Fault]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from branchd.core.spec import Limits
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
@@ -35,6 +37,7 @@ class Exit:
 
     code: int | None = None
     signal: int | None = None
+    why: str = field(default="", compare=False)  #: who sent the signal, where that is known; not kept on disk
 
     @property
     def known(self) -> bool:
@@ -43,9 +46,10 @@ class Exit:
     def __str__(self) -> str:
         if self.signal is not None:
             try:
-                return f"killed by {signal.Signals(self.signal).name}"
+                name = signal.Signals(self.signal).name
             except ValueError:
-                return f"killed by signal {self.signal}"
+                name = f"signal {self.signal}"
+            return f"killed by {name}" + (f": {self.why}" if self.why else "")
         return "exit status unknown" if self.code is None else f"exit code {self.code}"
 
 
@@ -59,6 +63,7 @@ class Launch:
     user: str | None = None  #: None: the daemon's own
     group: str | None = None  #: None: the user's primary group
     umask: int | None = None  #: None: the daemon's own
+    limits: Limits = field(default_factory=Limits)
 
 
 class Stream(StrEnum):

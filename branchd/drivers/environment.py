@@ -25,18 +25,21 @@ class Place(Protocol):
     def home(self) -> str: ...
     @property
     def account(self) -> str: ...
+    @property
+    def environment(self) -> Mapping[str, str]: ...
 
 
 def base_launch(place: Place, argv: tuple[str, ...], extra: Mapping[str, str] | None = None) -> Launch:
-    """The spec's environment beats `extra`, and that beats what every program gets."""
+    """The spec's environment beats `extra`, that its file's, and that what every program gets."""
     spec = place.spec
     given = {name: value.secret if isinstance(value, Secret) else value for name, value in spec.env.items()}
     basis = {"PATH": PATH, "HOME": place.home, "USER": place.account, "LOGNAME": place.account, "LANG": "C.UTF-8"}
     return Launch(
         argv=argv,
         directory=spec.directory or "/",
-        env={**basis, **(extra or {}), **given},
+        env={**basis, **place.environment, **(extra or {}), **given},
         user=spec.user,
         group=spec.group,
         umask=None if spec.umask is None else int(spec.umask, 8),
+        limits=spec.limits,
     )

@@ -26,6 +26,7 @@ class ConditionType(StrEnum):
     CELERY_RESPONSIVE = "CeleryResponsive"
     QUEUES_IN_SYNC = "QueuesInSync"
     CONFIG_CURRENT = "ConfigCurrent"
+    LIMITS_APPLIED = "LimitsApplied"  #: of an instance that asks for limits
     SHARED = "Shared"  #: of an app: it is the neighbourhood's, and not this branch's own
     DEFINITION_CONFLICT = "DefinitionConflict"  #: of an app: this branch's own differs from the neighbourhood's
 
@@ -56,6 +57,7 @@ class Status:
     restarts: int  #: automatic ones since it was last started on request
     next_try_at: str | None  #: in BACKOFF
     last_exit: LastExit | None
+    last_words: tuple[str, ...]  #: in FATAL: the end of what its last process wrote
     observed_generation: int
     deleting: bool
     conditions: tuple[ConditionView, ...]
@@ -73,6 +75,7 @@ class Instance:
     spec: Mapping[str, Any]
     effective: Mapping[str, Any]
     status: Status
+    source: str = ""  #: the file that defines it; empty: the API made it
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,7 @@ class App:
     spec: Mapping[str, Any]
     instances: int
     conditions: tuple[ConditionView, ...] = ()  #: none without a neighbourhood
+    source: str = ""  #: as of an instance
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,7 @@ class Stats:
     processes: int | None = None
     threads: int | None = None
     open_files: int | None = None
+    tree: Mapping[str, float] | None = None  #: what the kernel counts of its control group: memory, cpu_seconds, tasks
     worker: Mapping[str, Any] | None = None  #: what the Celery worker says of itself
 
 
@@ -177,6 +182,7 @@ class Branch:
     address: str | None
     seen_at: str
     load: Mapping[str, float]
+    started_at: str | None = None  #: when its code was started, also by a reload; it tells that of itself alone
 
 
 class OperationState(StrEnum):

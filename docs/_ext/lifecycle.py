@@ -11,7 +11,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from branchd.core.lifecycle import ANSWERS, TABLE, Cell, Question, State, Symbol, edges
+from branchd.core.lifecycle import ANSWERS, HELD, TABLE, Cell, Question, State, Symbol, edges
 
 
 class Point(NamedTuple):
@@ -114,7 +114,7 @@ def words(cell: Cell | Question | None, state: State | None = None) -> str:
         return ""
     if isinstance(cell, Question):
         return f"*{cell.value}*"
-    does = ", ".join(do.value for do in cell.does)
+    does = ", ".join([*(do.value for do in cell.does), *([f"*{cell.then.value}*"] if cell.then else [])])
     where = "" if cell.to is state else f"→ {cell.to}"
     return ": ".join(filter(None, [where, does])) or "stays"
 
@@ -141,8 +141,10 @@ class Table(SphinxDirective):
     """Every event in every state."""
 
     def run(self) -> list[nodes.Node]:
-        rows = [[symbol.value, *(words(row.get(symbol), state) for state, row in TABLE.items())] for symbol in Symbol]
-        return self.parse_text_to_nodes(markdown_table(["", *(state.value for state in TABLE)], rows))
+        columns = [(state.value, state, row) for state, row in TABLE.items()]
+        columns.insert(list(TABLE).index(State.STARTING) + 1, ("STARTING, waits", State.STARTING, HELD))
+        rows = [[symbol.value, *(words(row.get(symbol), state) for _, state, row in columns)] for symbol in Symbol]
+        return self.parse_text_to_nodes(markdown_table(["", *(title for title, _, _ in columns)], rows))
 
 
 class Answers(SphinxDirective):

@@ -1,6 +1,7 @@
 """What every Processes must do; run for the real ones and for the fake by test_process.py."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -51,9 +52,10 @@ class Exits:
         return self.seen[0]
 
 
-def spawn(world: World, exits: Exits, nonce: str, key: Key = KEY, launch: Launch | None = None) -> Process:
-    with open(os.devnull, "wb") as sink:
-        return world.processes.spawn(key, nonce, launch or world.launch, sink.fileno(), sink.fileno(), exits)
+async def spawn(world: World, exits: Exits, nonce: str, key: Key = KEY, launch: Launch | None = None) -> Process:
+    with open(os.devnull, "wb") as sink:  # noqa: ASYNC230  waits for nothing
+        output = contextlib.nullcontext((sink.fileno(), sink.fileno()))
+        return await world.processes.spawn(key, nonce, launch or world.launch, output, exits)
 
 
 def now() -> float:
@@ -65,7 +67,7 @@ class ProcessesConformance:
 
     async def test_what_is_spawned_runs(self, world: World) -> None:
         exits = Exits()
-        first, second = spawn(world, exits, ONE), spawn(world, exits, TWO, OTHER)
+        first, second = await spawn(world, exits, ONE), await spawn(world, exits, TWO, OTHER)
         assert first.identity != second.identity
         assert first.identity.boot == second.identity.boot
         assert first.cpu_seconds() is not None
@@ -73,26 +75,26 @@ class ProcessesConformance:
 
     async def test_an_exit_code_is_told_once(self, world: World) -> None:
         exits = Exits()
-        process = spawn(world, exits, ONE)
+        process = await spawn(world, exits, ONE)
         await world.end_with_seven(process)
         assert await exits.one() == Exit(code=7)
         assert process.cpu_seconds() is None
 
     async def test_a_fatal_signal_is_told(self, world: World) -> None:
         exits = Exits()
-        spawn(world, exits, ONE).signal(signal.SIGKILL)
+        (await spawn(world, exits, ONE)).signal(signal.SIGKILL)
         assert await exits.one() == Exit(signal=signal.SIGKILL)
 
     async def test_killing_the_tree_ends_the_main_process_and_never_calls_back_at_once(self, world: World) -> None:
         exits = Exits()
-        process = spawn(world, exits, ONE)
+        process = await spawn(world, exits, ONE)
         process.kill_tree()
         assert exits.seen == []
         assert await exits.one() == Exit(signal=signal.SIGKILL)
 
     async def test_one_that_has_ended_takes_everything_in_silence(self, world: World) -> None:
         exits = Exits()
-        process = spawn(world, exits, ONE)
+        process = await spawn(world, exits, ONE)
         process.signal(signal.SIGKILL)
         await exits.one()
         process.signal(signal.SIGTERM)
@@ -104,23 +106,23 @@ class ProcessesConformance:
 
     async def test_a_sweep_leaves_the_next_run_alone(self, world: World) -> None:
         ended, running = Exits(), Exits()
-        spawn(world, ended, ONE).signal(signal.SIGKILL)
+        (await spawn(world, ended, ONE)).signal(signal.SIGKILL)
         await ended.one()
-        second = spawn(world, running, TWO)
+        second = await spawn(world, running, TWO)
         world.processes.sweep(KEY, ONE)
         await world.end_with_seven(second)
         assert await running.one() == Exit(code=7)
 
     async def test_what_cannot_be_started_fails_in_words(self, world: World) -> None:
         with pytest.raises(SpawnFailed) as failure:
-            spawn(world, Exits(), ONE, launch=world.missing)
+            await spawn(world, Exits(), ONE, launch=world.missing)
         assert world.missing.argv[0] in failure.value.detail
         assert failure.value.hint
         assert not failure.value.ours
 
     async def test_another_daemon_adopts_what_runs(self, world: World) -> None:
         before, after = Exits(), Exits()
-        identity = spawn(world, before, ONE).identity
+        identity = (await spawn(world, before, ONE)).identity
         world.restart_daemon()
         process = world.processes.adopt(KEY, ONE, identity, after)
         assert process is not None
@@ -131,7 +133,7 @@ class ProcessesConformance:
 
     async def test_only_that_very_process_is_adopted(self, world: World) -> None:
         exits = Exits()
-        process = spawn(world, exits, ONE)
+        process = await spawn(world, exits, ONE)
         identity = process.identity
         for other in (
             replace(identity, started=identity.started + 1),
@@ -145,8 +147,8 @@ class ProcessesConformance:
 
     async def test_a_lost_one_is_found_by_its_nonce(self, world: World) -> None:
         before = now()
-        identity = spawn(world, Exits(), ONE).identity
-        spawn(world, Exits(), TWO, OTHER)
+        identity = (await spawn(world, Exits(), ONE)).identity
+        await spawn(world, Exits(), TWO, OTHER)
         world.restart_daemon()
         assert world.processes.find({ONE: before, uuid.uuid4().hex: before}) == {ONE: identity}
         assert world.processes.find({ONE: now() + 5}) == {}

@@ -44,7 +44,7 @@ from branchd.core.values import Exit, Identity, Key, QueueDeclaration
 SHOP = AppRecord("shop", {"application": "proj"})
 MAIL = QueueRecord("shop", QueueDeclaration("mail"))
 KEY = Key("shop", "mail-1")
-INSTANCE = InstanceRecord(KEY, {"queues": ["mail"]})
+INSTANCE = InstanceRecord(KEY, {"queues": ["mail"]}, replica=True)
 RUN = RunRecord(KEY, Machine(), boot="b")
 TOKEN = TokenRecord("t1", "ci", "0" * 64, "operate", 1.0)
 
@@ -76,12 +76,13 @@ _machine = st.builds(
     step=_int,
     deadline=st.none() | _float,
     reason=_text,
+    blamed=st.booleans(),
 )
 _exit = st.none() | st.builds(Exit, code=_int) | st.builds(Exit, signal=_int) | st.just(Exit())
-_apps = st.builds(AppRecord, _text, _raw, _int, _float)
+_apps = st.builds(AppRecord, _text, _raw, _int, _float, source=_text)
 _queue = st.builds(QueueDeclaration, _text, st.none() | _text, _text, st.none() | _text, _raw)
 _placed = st.none() | st.builds(Placed, _text, _text, st.booleans(), _float)
-_instances = st.builds(InstanceRecord, _key, _raw, _int, _float, st.booleans(), _placed)
+_instances = st.builds(InstanceRecord, _key, _raw, _int, _float, st.booleans(), _placed, _text, st.booleans())
 _runs = st.builds(
     RunRecord,
     key=_key,
@@ -95,6 +96,7 @@ _runs = st.builds(
     launched=_text,
     last_exit=_exit,
     last_exit_at=st.none() | _float,
+    last_words=st.lists(_text, max_size=3).map(tuple),
 )
 _tokens = st.builds(TokenRecord, _text, _text, _text, _text, _float, st.none() | _float)
 _events = st.builds(EventRecord, st.integers(1, 2**63 - 1), _float, _text, st.none() | _text, st.none() | _text, _raw)

@@ -5,6 +5,7 @@ With "keep" before them it does so in a child, and stays itself as the subreaper
 """
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -28,7 +29,8 @@ async def serve(branch_id: str, mode: str, nonce: str, *argv: str) -> None:
     processes = LinuxProcesses(branch_id, cgroups)
     launch = Launch(argv, "/", {"PATH": os.environ["PATH"]})
     sink = os.open(os.devnull, os.O_WRONLY)
-    process = processes.spawn(Key("shop", "worker-1"), nonce, launch, sink, sink, lambda how: None)
+    output = contextlib.nullcontext((sink, sink))
+    process = await processes.spawn(Key("shop", "worker-1"), nonce, launch, output, lambda how: None)
     identity = process.identity
     print(json.dumps([os.getpid(), identity.boot, identity.pid, identity.started]), flush=True)
     await asyncio.Event().wait()

@@ -8,8 +8,9 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from branchd.adapters import cgroup, proc
-from branchd.adapters.cgroup import Cgroup, CgroupRoot, joinable, joining
+from branchd.adapters import cgroup, limits, proc
+from branchd.adapters.cgroup import Cgroup, CgroupRoot
+from branchd.core.spec import Limits
 from branchd.core.values import Key
 from tests.waiting import until_sync
 
@@ -45,9 +46,9 @@ def removed(mine: Cgroup) -> bool:
 
 def test_a_member_is_known_killed_and_its_folder_removed(root: CgroupRoot, branch_id: str) -> None:
     mine = root.of(KEY)
-    door = mine.open()
-    with subprocess.Popen(joining(["/bin/sleep", "1000"]), stdin=door) as sleeper:
-        os.close(door)
+    os.close(mine.open())
+    with subprocess.Popen(["/bin/sleep", "1000"]) as sleeper:
+        (mine.folder / "cgroup.procs").write_text(str(sleeper.pid))
         until_sync(lambda: root.holding(sleeper.pid, branch_id, KEY) == mine)
         assert root.holding(sleeper.pid, branch_id, Key("shop", "other")) is None
         assert root.holding(sleeper.pid, "other", KEY) is None
@@ -63,36 +64,6 @@ def test_empty_folders_of_earlier_daemons_are_removed(root: CgroupRoot, branch_i
     os.close(root.of(KEY).open())
     assert CgroupRoot.discover(branch_id) == root
     assert not root.of(KEY).folder.exists()
-
-
-@pytest.mark.parametrize("shell", ["sh", "bash"])
-def test_joining_hands_the_environment_on_unchanged(
-    root: CgroupRoot, shell: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cgroup, "SHELL", f"/bin/{shell}")
-    given = {
-        "PATH": "/usr/bin:/bin",
-        "HOME": "/",
-        "LANG": "C.UTF-8",
-        "TERM": "dumb",
-        "A_1": "x y\n",
-        "SHELL": "/x",
-        "ENV": "/y",
-    }
-    assert joinable(["/usr/bin/env"], given)
-    door = root.of(KEY).open()
-    try:
-        done = subprocess.run(
-            joining(["/usr/bin/env", "-0"]), stdin=door, env=given, capture_output=True, check=True, text=True
-        )
-    finally:
-        os.close(door)
-    assert dict(entry.split("=", 1) for entry in done.stdout.rstrip("\0").split("\0")) == given
-    assert done.stderr == ""
-
-
-def test_a_program_with_an_equals_sign_is_not_given_to_env() -> None:
-    assert not joinable(["/opt/a=b/program"], {})
 
 
 HYBRID = (
@@ -138,3 +109,44 @@ def test_without_a_place_for_them_there_are_none(
 ) -> None:
     monkeypatch.setattr(proc, "cgroup", lambda pid: own)
     assert CgroupRoot.discover(branch_id) is None
+
+
+def test_limits_are_written_where_their_controller_is_on_and_figures_read(tmp_path: Path) -> None:
+    mine = Cgroup(tmp_path)
+    for name in ("memory.max", "pids.max"):
+        (tmp_path / name).write_text("max\n")
+    (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 7\noom 2\noom_kill 2\n")
+    (tmp_path / "memory.current").write_text("4096\n")
+    (tmp_path / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 2000000\n")
+    (tmp_path / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    mine.limit(limits.of_tree(Limits(memory="1MiB", cpu=0.5)))
+    assert (tmp_path / "memory.max").read_text() == "1048576"
+    assert (tmp_path / "pids.max").read_text().strip() == "max"
+    assert not (tmp_path / "cpu.max").exists()  # its controller is off
+    assert mine.oom_kills() == 2
+    assert mine.usage() == {"memory": 4096, "cpu_seconds": 2.5}
+    assert not mine.known_empty
+
+
+def test_shares_of_cpu_time_are_those_of_the_kernel() -> None:
+    asked = Limits(cpu=1.5, tasks=20)
+    assert limits.of_tree(asked) == {"memory.max": "max", "cpu.max": "150000 100000", "pids.max": "20"}
+    assert limits.controllers(asked) == {"cpu", "pids"}
+
+
+def test_a_daemon_that_has_moved_to_its_leaf_finds_the_same_place(
+    root: CgroupRoot, branch_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = proc.cgroup("self")
+    monkeypatch.setattr(proc, "cgroup", lambda pid: f"{own}/{cgroup.LEAF}".replace("//", "/"))
+    assert CgroupRoot.discover(branch_id) == root
+
+
+def test_why_there_are_none_is_told(branch_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cgroup.why_none(branch_id)[0] == "they were not to be had when the daemon started"
+    monkeypatch.setattr(proc, "cgroup", lambda pid: "/../elsewhere")
+    assert "is not to be seen here" in cgroup.why_none(branch_id)[0]
+    monkeypatch.setattr(proc, "cgroup", lambda pid: "/no/such")
+    assert "no cgroup may be made in" in cgroup.why_none(branch_id)[0]
+    monkeypatch.setattr(proc, "cgroup", lambda pid: None)
+    assert cgroup.why_none(branch_id)[0] == "no cgroup v2 is mounted"

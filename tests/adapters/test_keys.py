@@ -80,6 +80,14 @@ def test_a_file_that_others_may_use_is_refused(path: Path, mode: int) -> None:
     assert f"chmod 600 {path}" in refusal(path)
 
 
+def test_a_credential_that_systemd_lends_is_taken(path: Path) -> None:
+    path.chmod(0o440)
+    os.chown(path, 0, 0)
+    assert keys.read(path)
+    os.chown(path, 0, NOBODY)
+    assert "can be used by others" in refusal(path)
+
+
 def test_a_file_of_another_user_is_refused(path: Path) -> None:
     os.chown(path, NOBODY, NOBODY)
     assert f"belongs to uid {NOBODY}" in refusal(path)

@@ -8,15 +8,28 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
-from branchd.adapters import log_reading, logs
-from branchd.adapters.logs import FileLogs, pause
+from branchd.adapters import log_packing, log_reading, log_watching, logs
+from branchd.adapters.log_watching import LogWatch, pause
+from branchd.adapters.logs import FileLogs
+from branchd.adapters.rotation import Cut
 from branchd.core.errors import SpawnFailed, Unavailable
 from branchd.core.values import Key, Stream
-from tests.adapters.conformance_logs import KEY, LogFilesConformance, collect, write
+from tests.adapters.conformance_logs import (
+    APART,
+    JOINED,
+    KEY,
+    LogFilesConformance,
+    collect,
+    following,
+    plain,
+    selected,
+    write,
+)
 from tests.fakes.logs import MemoryLogs
 from tests.waiting import until
 
@@ -53,8 +66,8 @@ async def files(tmp_path: Path) -> AsyncIterator[FileLogs]:
 class TestFileLogs(LogFilesConformance):
     @pytest.fixture
     async def logs(self, files: FileLogs, monkeypatch: pytest.MonkeyPatch) -> FileLogs:
-        monkeypatch.setattr(logs, "QUIET", 0.05)
-        monkeypatch.setattr(logs, "FLOOR", 0.01)
+        monkeypatch.setattr(log_watching, "QUIET", 0.05)
+        monkeypatch.setattr(log_watching, "FLOOR", 0.01)
         return files
 
 
@@ -73,8 +86,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "QUIET", 0.05)
-    monkeypatch.setattr(logs, "FLOOR", 0.01)
+    monkeypatch.setattr(log_watching, "QUIET", 0.05)
+    monkeypatch.setattr(log_watching, "FLOOR", 0.01)
     monkeypatch.setattr(logs, "FOLLOW", 0.01)
 
 
@@ -122,7 +135,7 @@ async def test_what_is_no_plain_file_is_refused(files: FileLogs, folder: Path, t
     folder.mkdir(parents=True)
     put(folder / name, elsewhere)
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(SpawnFailed, match="not a regular file") as caught, files.open(KEY, False):
+    with pytest.raises(SpawnFailed, match="not a regular file") as caught, files.open(KEY, APART):
         pass
     assert not caught.value.ours
     assert len(os.listdir("/proc/self/fd")) == before
@@ -140,14 +153,14 @@ async def test_a_link_in_place_of_a_folder_is_refused(
     link = (folder.parent, folder)[depth]
     link.parent.mkdir(parents=True)
     link.symlink_to((elsewhere, elsewhere / KEY.name)[depth])
-    with pytest.raises(SpawnFailed), files.open(KEY, False):
+    with pytest.raises(SpawnFailed), files.open(KEY, APART):
         pass
     assert list((elsewhere / KEY.name).iterdir()) == []
 
 
 async def test_a_folder_that_cannot_be_made_is_the_machines_fault() -> None:
     broken = FileLogs(Path("/proc/nowhere"))
-    with pytest.raises(SpawnFailed) as caught, broken.open(KEY, False):
+    with pytest.raises(SpawnFailed) as caught, broken.open(KEY, APART):
         pass
     assert caught.value.ours
     await broken.close()
@@ -178,13 +191,13 @@ async def test_remove_follows_no_links(files: FileLogs, folder: Path, tmp_path: 
 @pytest.mark.usefixtures("fast")
 async def test_following_across_rotations_is_exact(files: FileLogs, folder: Path) -> None:
     total = 300_000  # 30 MB
-    files.watch(KEY, rotate_at=1_000_000, keep=1000)
-    following = asyncio.create_task(collect(files.follow(KEY, Stream.STDOUT, 0), b"%099d\n" % (total - 1)))
+    files.watch(KEY, plain(1_000_000, 1000))
+    follower = asyncio.create_task(collect(following(files, KEY, Stream.STDOUT, 0), b"%099d\n" % (total - 1)))
     await asyncio.sleep(0)
     command = [sys.executable, "-c", WRITER, str(total), "500", "0.002"]
-    with files.open(KEY, True) as (out, _):
+    with files.open(KEY, JOINED) as (out, _):
         writer = await asyncio.create_subprocess_exec(*command, stdout=out)
-    assert await following == lines(total)
+    assert await follower == lines(total)
     assert await writer.wait() == 0
     assert len(archives(folder)) > 5
     assert max(path.stat().st_size for path in archives(folder)) <= 1_000_000
@@ -194,7 +207,7 @@ async def test_following_across_rotations_is_exact(files: FileLogs, folder: Path
 @pytest.mark.usefixtures("fast")
 async def test_a_backlog_goes_into_several_archives_of_which_the_newest_stay(files: FileLogs, folder: Path) -> None:
     write(files, KEY, lines(50_000))  # 5 MB
-    files.watch(KEY, rotate_at=500_000, keep=3)
+    files.watch(KEY, plain(500_000, 3))
     await until(lambda: (folder / "stdout.log").stat().st_blocks * 512 <= 500_000 + 4096 and len(archives(folder)) == 3)
     kept = await files.tail(KEY, Stream.STDOUT, 100_000)
     assert lines(50_000).endswith(kept)
@@ -204,65 +217,65 @@ async def test_a_backlog_goes_into_several_archives_of_which_the_newest_stay(fil
 @pytest.mark.usefixtures("fast")
 async def test_a_slow_follower_is_told_once_how_much_was_rotated_away(files: FileLogs, folder: Path) -> None:
     write(files, KEY, b"start\n")
-    following = files.follow(KEY, Stream.STDOUT, 10)
-    assert await anext(following) == b"start\n"
+    follower = following(files, KEY, Stream.STDOUT, 10)
+    assert await anext(follower) == b"start\n"
     text = lines(50_000)
     write(files, KEY, text)
-    files.watch(KEY, rotate_at=500_000, keep=2)
+    files.watch(KEY, plain(500_000, 2))
     await until(lambda: len(archives(folder)) == 2 and archives(folder)[0].name > "stdout.log." + "3500000".zfill(20))
     gone = int(archives(folder)[0].name.rpartition(".")[2]) - len(b"start\n")
-    assert await anext(following) == b"[branchd: %d bytes were rotated away]\n" % gone
-    assert await collect(following, text[-100:]) == text[gone:]
+    told = b"[branchd: %d bytes were rotated away]\n" % gone
+    assert await collect(follower, text[-100:]) == told + text[gone:]
 
 
 @pytest.mark.usefixtures("fast")
 async def test_following_goes_on_after_the_program_truncated_its_log(files: FileLogs, folder: Path) -> None:
     write(files, KEY, b"a long beginning\n")
-    following = files.follow(KEY, Stream.STDOUT, 10)
-    assert await anext(following) == b"a long beginning\n"
+    follower = following(files, KEY, Stream.STDOUT, 10)
+    assert await anext(follower) == b"a long beginning\n"
     await asyncio.to_thread(os.truncate, folder / "stdout.log", 0)
     write(files, KEY, b"again\n")
-    assert await anext(following) == b"again\n"
+    assert await anext(follower) == b"again\n"
     write(files, KEY, b"and on\n")
-    assert await collect(following, b"on\n") == b"and on\n"
+    assert await collect(follower, b"on\n") == b"and on\n"
 
 
 @pytest.mark.usefixtures("fast")
 async def test_watching_again_changes_the_limits_and_forgetting_ends_it(files: FileLogs, folder: Path) -> None:
     write(files, KEY, lines(5_000))
-    files.watch(KEY, rotate_at=10_000_000, keep=1000)
-    files.watch(KEY, rotate_at=100_000, keep=2)
+    files.watch(KEY, plain(10_000_000, 1000))
+    files.watch(KEY, plain(100_000, 2))
     await until(lambda: len(archives(folder)) == 2)
     files.forget(KEY)
-    assert files._timer is None
-    await until(lambda: files._round is None)
-    await asyncio.wrap_future(files._rotating.submit(int))  # behind the last look
+    assert files._watch._timer is None
+    await until(lambda: files._watch._round is None)
+    await asyncio.wrap_future(files._watch.submit(int))  # behind the last look
     before = archives(folder)
     write(files, KEY, lines(5_000))
     another = Key(KEY.app, "another")
     write(files, another, lines(5_000))
-    files.watch(another, 100_000, 2)
+    files.watch(another, plain(100_000, 2))
     await until(lambda: len(archives(folder.parent / "another")) == 2)
     assert archives(folder) == before
 
 
 async def test_nothing_watched_nothing_set(files: FileLogs) -> None:
-    assert files._timer is None
-    files.watch(KEY, 100_000, 3)
-    await until(lambda: files._round is None and files._timer is not None)
+    assert files._watch._timer is None
+    files.watch(KEY, plain(100_000, 3))
+    await until(lambda: files._watch._round is None and files._watch._timer is not None)
     files.forget(KEY)
-    assert files._timer is None
+    assert files._watch._timer is None
 
 
 async def test_looks_at_idle_logs_fall_together(files: FileLogs, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[int] = []
-    look_at = logs._look_at
-    monkeypatch.setattr(logs, "_look_at", lambda due: (rounds.append(len(due)), look_at(due)))
-    monkeypatch.setattr(logs, "QUIET", 0.5)
-    monkeypatch.setattr(logs, "FLOOR", 0.001)
+    look_at = LogWatch._look_at
+    monkeypatch.setattr(LogWatch, "_look_at", lambda watch, due: (rounds.append(len(due)), look_at(watch, due)))
+    monkeypatch.setattr(log_watching, "QUIET", 0.5)
+    monkeypatch.setattr(log_watching, "FLOOR", 0.001)
     for number in range(20):
         before = len(rounds)
-        files.watch(Key("shop", str(number)), 100_000, 3)
+        files.watch(Key("shop", str(number)), plain(100_000, 3))
         await until(lambda before=before: len(rounds) > before, what="looked at when it was watched, apart from others")
     rounds.clear()
     await until(lambda: len(rounds) >= 4)
@@ -273,7 +286,7 @@ async def test_looks_at_idle_logs_fall_together(files: FileLogs, monkeypatch: py
 async def test_tail_does_not_depend_on_how_it_is_read(
     files: FileLogs, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_reading, "BLOCK", block)
+    monkeypatch.setattr(log_reading, "CHUNK", block)
     write(files, KEY, b"one\ntwo\n\n", b"one\ntwo\nun")
     for count in range(6):
         assert await files.tail(KEY, Stream.STDOUT, count) == b"".join([b"one\n", b"two\n", b"\n"][max(3 - count, 0) :])
@@ -283,22 +296,84 @@ async def test_tail_does_not_depend_on_how_it_is_read(
 async def test_a_log_that_cannot_be_rotated_does_not_hold_up_others(
     files: FileLogs, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "QUIET", 0.05)
+    monkeypatch.setattr(log_watching, "QUIET", 0.05)
     bad = folder.parent / "bad"
     bad.mkdir(parents=True)
     (bad / "stdout.log").symlink_to("/etc/passwd")
     write(files, KEY, lines(5_000))
-    files.watch(Key(KEY.app, "bad"), 100_000, 3)
-    files.watch(KEY, 100_000, 3)
+    files.watch(Key(KEY.app, "bad"), plain(100_000, 3))
+    files.watch(KEY, plain(100_000, 3))
     await until(lambda: len(archives(folder)) == 3)
 
 
 async def test_a_crashed_rotation_is_finished_when_watching_begins(files: FileLogs, folder: Path) -> None:
     write(files, KEY, lines(1_000))
     (folder / f"stdout.log.{0:020d}.0.copying").write_bytes(b"half")
-    files.watch(KEY, 10_000_000, 3)
+    files.watch(KEY, plain(10_000_000, 3))
     await until(lambda: sorted(path.name for path in folder.iterdir()) == ["stderr.log", "stdout.log"])
     assert await files.tail(KEY, Stream.STDOUT, 10_000) == lines(1_000)
+
+
+def _plain_or_packed(folder: Path) -> list[bool]:
+    """Of each archive, the oldest first, whether it is compressed."""
+    return [path.suffix == ".gz" for path in sorted(folder.glob("stdout.log.*")) if path.suffix != ".packing"]
+
+
+@pytest.mark.usefixtures("fast")
+async def test_archives_that_stay_are_compressed_and_others_cost_nothing(
+    files: FileLogs, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_watching, "UNPACKED", 0.3)
+    packed: list[int] = []
+    pack = log_packing.pack
+
+    def counted(plain: int, *others: Any) -> bool:
+        packed.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return pack(plain, *others)
+
+    monkeypatch.setattr(log_packing, "pack", counted)
+    files.watch(KEY, plain(100_000, 3, compress=True))
+    write(files, KEY, lines(50_000))  # 5 MB: some fifty archives
+    await until(lambda: _plain_or_packed(folder) == [True] * 3, 30)
+    assert len(packed) == 3
+    assert set(packed) == {log_watching.NICE}
+    assert (await files.tail(KEY, Stream.STDOUT, 100_000)) == lines(50_000)[-len(await selected(files)) :]
+
+
+@pytest.mark.usefixtures("fast")
+async def test_what_stops_is_compressed_at_once_and_what_is_not_to_be_never(files: FileLogs, folder: Path) -> None:
+    write(files, KEY, lines(5_000))
+    for compress in (False, True):
+        files.watch(KEY, plain(100_000, 3, compress=compress))
+        await until(lambda: len(archives(folder)) == 3)
+        files.forget(KEY)
+        await asyncio.wrap_future(files._watch.submit(int))
+        await asyncio.wrap_future(files._watch._packing.submit(int))
+        assert _plain_or_packed(folder) == [compress] * 3
+
+
+async def test_an_instance_is_deleted_while_its_archives_are_compressed(
+    files: FileLogs, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_packing, "MEMBER", 1_000)
+    write(files, KEY, lines(50_000))
+    files.watch(KEY, plain(1_000_000, 100))
+    await until(lambda: len(archives(folder)) >= 4)
+    files.watch(KEY, plain(1_000_000, 100, compress=True))
+    files.forget(KEY)
+    await until(lambda: list(folder.glob("*.packing")))
+    await files.remove(KEY)
+    assert not folder.exists()
+
+
+async def test_how_logs_are_cut_in_a_folder_is_told(tmp_path: Path) -> None:
+    in_memory = FileLogs(Path("/dev/shm"))
+    assert await in_memory.cut() is Cut.PUNCH
+    await in_memory.close()
+    missing = FileLogs(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError):
+        await missing.cut()
+    await missing.close()
 
 
 async def test_tail_is_bounded(files: FileLogs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +383,7 @@ async def test_tail_is_bounded(files: FileLogs, monkeypatch: pytest.MonkeyPatch)
     got = await files.tail(KEY, Stream.STDOUT, 100_000)
     assert text.endswith(got)
     assert len(got) % 100 == 0
-    assert (1 << 20) - 100 <= len(got) <= (1 << 20) + log_reading.BLOCK
+    assert (1 << 20) - 100 <= len(got) <= (1 << 20) + log_reading.CHUNK
     write(files, KEY, b"", b"x" * (3 << 20))
     assert len(await files.tail(KEY, Stream.STDERR, 1)) == 1 << 20
     monkeypatch.setattr(log_reading, "MOST_LINES", 100)
@@ -318,26 +393,26 @@ async def test_tail_is_bounded(files: FileLogs, monkeypatch: pytest.MonkeyPatch)
 async def test_close_ends_followers_and_threads(tmp_path: Path) -> None:
     closing = FileLogs(tmp_path / "logs")
     write(closing, KEY, b"one\n")
-    closing.watch(KEY, 100_000, 3)
-    following = closing.follow(KEY, Stream.STDOUT, 10)
-    assert await anext(following) == b"one\n"
+    closing.watch(KEY, plain(100_000, 3))
+    follower = following(closing, KEY, Stream.STDOUT, 10)
+    assert await anext(follower) == b"one\n"
     await closing.close()
     with pytest.raises(StopAsyncIteration):
-        await anext(following)
-    assert closing._timer is None
+        await anext(follower)
+    assert closing._watch._timer is None
     assert [thread for thread in threading.enumerate() if thread.name.startswith("log-")] == []
 
 
 @pytest.mark.parametrize(
     ("backlog", "rate", "expected"),
     [
-        (0, 0, logs.QUIET),
-        (5, -3, logs.QUIET),
-        (0, 1, logs.QUIET),
+        (0, 0, log_watching.QUIET),
+        (5, -3, log_watching.QUIET),
+        (0, 1, log_watching.QUIET),
         (90, 1, 5),
         (90, 10, 0.5),
-        (99, 10, logs.FLOOR),
-        (500, 10, logs.FLOOR),
+        (99, 10, log_watching.FLOOR),
+        (500, 10, log_watching.FLOOR),
     ],
 )
 def test_the_next_look_comes_in_half_the_time_till_the_limit(backlog: int, rate: float, expected: float) -> None:

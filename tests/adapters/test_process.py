@@ -8,6 +8,7 @@ import grp
 import json
 import os
 import pwd
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 from branchd.adapters import precheck, proc, reaping
 from branchd.adapters.cgroup import Cgroup, CgroupRoot
 from branchd.adapters.process import LinuxProcess, LinuxProcesses
+from branchd.adapters.spawning import Spawning
 from branchd.branch.ports import Process
 from branchd.core.errors import SpawnFailed, Unavailable
 from branchd.core.values import Exit, Identity, Key, Launch
@@ -62,22 +64,27 @@ class Machine:
     def shell(self, script: str, **more: str) -> Launch:
         return Launch(("sh", "-c", script), str(self.folder), {"PATH": PATH, **more})
 
-    def spawn(self, launch: Launch, exits: Callable[[Exit], None], nonce: str = "", key: Key = KEY) -> LinuxProcess:
-        with open(self.folder / "output", "ab") as output:
-            process = self.processes.spawn(
-                key, nonce or uuid.uuid4().hex, launch, output.fileno(), output.fileno(), exits
-            )
+    async def spawn(
+        self, launch: Launch, exits: Callable[[Exit], None], nonce: str = "", key: Key = KEY
+    ) -> LinuxProcess:
+        with (self.folder / "output").open("ab") as file:
+            output = contextlib.nullcontext((file.fileno(), file.fileno()))
+            process = await self.processes.spawn(key, nonce or uuid.uuid4().hex, launch, output, exits)
         self.spawned.append(process)
         return process
 
     async def output(self, launch: Launch) -> str:
         """Of a program that ends well."""
         exits = Exits()
-        self.spawn(launch, exits)
+        await self.spawn(launch, exits)
         how = await exits.one()
         text = (self.folder / "output").read_text()
         assert how == Exit(code=0), text
         return text
+
+    def childless(self) -> bool:
+        """No child and no zombie is left but the process that forks."""
+        return set(proc.children(os.getpid())) <= {self.processes.spawner}
 
     async def end_with_seven(self, process: Process) -> None:
         await until(lambda: catches(process.identity.pid, signal.SIGUSR1), what="the trap")
@@ -179,7 +186,7 @@ async def test_the_environment_is_what_was_given_and_the_mark(
     monkeypatch.setenv("NOTIFY_SOCKET", "/leak")
     given = {"PATH": PATH, "EMPTY": "", "LINES": "a\nb", "UNICODE": "ä", "_UNDER": "_"}
     exits = Exits()
-    machine.spawn(Launch(("env", "-0"), str(machine.folder), given), exits, nonce="fedcba98")
+    await machine.spawn(Launch(("env", "-0"), str(machine.folder), given), exits, nonce="fedcba98")
     assert await exits.one() == Exit(code=0)
     entries = (machine.folder / "output").read_text().rstrip("\0").split("\0")
     assert dict(entry.split("=", 1) for entry in entries) == {**given, "BRANCHD_SPAWN": "fedcba98"}
@@ -192,7 +199,7 @@ async def test_the_environment_is_what_was_given_and_the_mark(
 async def test_environment_that_a_shell_would_change_arrives(machine: Machine, name: str) -> None:
     given = {"PATH": PATH, name: "value"}
     exits = Exits()
-    machine.spawn(Launch(("env", "-0"), str(machine.folder), given), exits, nonce="fedcba98")
+    await machine.spawn(Launch(("env", "-0"), str(machine.folder), given), exits, nonce="fedcba98")
     assert await exits.one() == Exit(code=0)
     assert f"{name}=value\0" in (machine.folder / "output").read_text()
 
@@ -211,7 +218,7 @@ async def test_it_has_no_descriptors_but_its_three(machine: Machine) -> None:
 async def test_it_leads_a_session_of_its_own_in_its_directory_with_its_umask(machine: Machine) -> None:
     launch = Launch(("sh", "-c", "pwd; umask; echo $$"), str(machine.folder), {"PATH": PATH}, umask=0o027)
     exits = Exits()
-    process = machine.spawn(launch, exits)
+    process = await machine.spawn(launch, exits)
     stat = proc.stat(process.identity.pid)
     assert stat is not None
     assert stat.session == process.identity.pid
@@ -260,7 +267,7 @@ def oom_score_adjustment(pid: int) -> int:
 
 
 async def test_what_the_kernel_was_told_of_the_daemon_is_not_handed_on(less_spared: None, machine: Machine) -> None:
-    process = machine.spawn(machine.launch, Exits())
+    process = await machine.spawn(machine.launch, Exits())
     assert oom_score_adjustment(process.identity.pid) == 0
     assert oom_score_adjustment(os.getpid()) == 200
 
@@ -269,9 +276,9 @@ async def test_what_the_kernel_was_told_of_the_daemon_is_not_handed_on(less_spar
 async def test_a_join_that_fails_is_noticed_and_changes_nothing_else(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Cgroup, "open", lambda cgroup: os.open("/dev/full", os.O_WRONLY))
+    monkeypatch.setattr(Cgroup, "open", lambda cgroup: os.open("/proc", os.O_RDONLY))
     exits = Exits()
-    process = machine.spawn(machine.shell(ESCAPING), exits)
+    process = await machine.spawn(machine.shell(ESCAPING), exits)
     escaped = await machine.escaped()
     process.signal(signal.SIGKILL)
     assert await exits.one() == Exit(signal=signal.SIGKILL)
@@ -285,9 +292,9 @@ async def test_a_join_that_fails_is_noticed_and_changes_nothing_else(
 async def test_a_tree_whose_join_failed_is_killed_without_its_cgroup(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Cgroup, "open", lambda cgroup: os.open("/dev/full", os.O_WRONLY))
+    monkeypatch.setattr(Cgroup, "open", lambda cgroup: os.open("/proc", os.O_RDONLY))
     exits = Exits()
-    process = machine.spawn(machine.shell(ESCAPING), exits)
+    process = await machine.spawn(machine.shell(ESCAPING), exits)
     escaped = await machine.escaped()
     process.kill_tree()
     await exits.one()
@@ -303,7 +310,7 @@ async def test_without_leave_to_make_a_cgroup_it_runs_without_one(
 
     monkeypatch.setattr(Cgroup, "open", fail)
     exits = Exits()
-    process = machine.spawn(machine.shell("exit 3"), exits)
+    process = await machine.spawn(machine.shell("exit 3"), exits)
     assert process.cgroup is None
     assert await exits.one() == Exit(code=3)
 
@@ -413,52 +420,50 @@ def test_only_root_can_switch(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_want_of_resources_is_not_the_instances_fault(
     machine: Machine, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object, **more: object) -> None:
-        raise OSError(number, os.strerror(number))
+    async def fail(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number), "clone")
 
-    monkeypatch.setattr(subprocess, "Popen", fail)
+    monkeypatch.setattr(Spawning, "spawn", fail)
     with pytest.raises(SpawnFailed) as caught:
-        machine.spawn(machine.launch, Exits())
+        await machine.spawn(machine.launch, Exits())
     assert caught.value.ours
     assert os.strerror(number) in caught.value.detail
 
 
-async def test_without_a_descriptor_to_watch_it_by_nothing_is_left_running(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(pid: int) -> int:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(os, "pidfd_open", fail)
-    with pytest.raises(SpawnFailed) as caught:
-        machine.spawn(Launch(("sleep", "1000"), "/", {"PATH": PATH}), Exits())
+async def test_without_a_descriptor_to_watch_it_by_nothing_is_left_running(machine: Machine) -> None:
+    launch = Launch(("sleep", "1000"), "/", {"PATH": PATH})
+    (await machine.spawn(launch, Exits())).signal(signal.SIGKILL)  # everything is loaded and begun
+    await until(machine.childless)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (machine.folder / "output").open("ab") as file:
+        output = contextlib.nullcontext((file.fileno(), file.fileno()))
+        os.close(first_free := os.dup(file.fileno()))
+        # there is room for the descriptor of the cgroup's folder and no more
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first_free + (machine.mode == "cgroups"), limits[1]))
+        try:
+            with pytest.raises(SpawnFailed) as caught:
+                await machine.processes.spawn(KEY, uuid.uuid4().hex, launch, output, Exits())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert caught.value.ours
-    assert proc.children(os.getpid()) == []
+    await until(machine.childless)
 
 
 def broken_program(folder: Path) -> str:
     return script(folder / "broken", "\x7fELF and nothing more")
 
 
-@pytest.mark.parametrize("machine", ["session"], indirect=True)
 async def test_what_the_checks_cannot_see_fails_in_words_too(machine: Machine) -> None:
     with pytest.raises(SpawnFailed, match="could not be started: Exec format error"):
-        machine.spawn(Launch((broken_program(machine.folder),), "/"), Exits())
+        await machine.spawn(Launch((broken_program(machine.folder),), "/"), Exits())
 
 
 async def test_what_cannot_be_handed_over_fails_in_words(machine: Machine) -> None:
     with pytest.raises(SpawnFailed, match="too long for the kernel"):
-        machine.spawn(Launch(("/bin/true", "x" * 4_000_000), "/"), Exits())
+        await machine.spawn(Launch(("/bin/true", "x" * 4_000_000), "/"), Exits())
     with pytest.raises(SpawnFailed, match="cannot be handed over"):
-        machine.spawn(Launch(("/bin/true", "\0"), "/"), Exits())
-    assert proc.children(os.getpid()) == []
-
-
-@pytest.mark.parametrize("machine", ["cgroups"], indirect=True)
-async def test_behind_the_shell_what_the_checks_cannot_see_is_an_exit_code(machine: Machine) -> None:
-    exits = Exits()
-    machine.spawn(Launch((broken_program(machine.folder),), "/"), exits)
-    assert (await exits.one()).code in (126, 127)
+        await machine.spawn(Launch(("/bin/true", "\0"), "/"), Exits())
+    assert machine.childless()
 
 
 # How it ends
@@ -469,7 +474,7 @@ async def test_many_that_are_killed_at_once_are_each_told_once_and_drown_no_sign
 ) -> None:
     exits = [Exits() for _ in range(400)]
     launch = Launch(("sleep", "1000"), "/", {"PATH": PATH})
-    spawned = [machine.spawn(launch, each, key=Key("shop", f"w-{number}")) for number, each in enumerate(exits)]
+    spawned = [await machine.spawn(launch, each, key=Key("shop", f"w-{number}")) for number, each in enumerate(exits)]
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, told.set)
     for process in spawned:
@@ -482,12 +487,12 @@ async def test_many_that_are_killed_at_once_are_each_told_once_and_drown_no_sign
     for process in spawned:
         machine.processes.sweep(process.key, process.nonce)
     assert all(each.seen == [Exit(signal=signal.SIGKILL)] for each in exits)
-    assert proc.children(os.getpid()) == []
+    assert machine.childless()
 
 
 async def test_killing_the_tree_reaches_one_that_left_its_session_twice(machine: Machine) -> None:
     exits = Exits()
-    process = machine.spawn(machine.shell(ESCAPING), exits)
+    process = await machine.spawn(machine.shell(ESCAPING), exits)
     escaped = await machine.escaped()
     process.kill_tree()
     assert await exits.one() == Exit(signal=signal.SIGKILL)
@@ -496,7 +501,7 @@ async def test_killing_the_tree_reaches_one_that_left_its_session_twice(machine:
 
 async def test_killing_the_tree_reaches_descendants_without_the_mark(machine: Machine) -> None:
     exits = Exits()
-    process = machine.spawn(machine.shell(UNMARKED), exits)
+    process = await machine.spawn(machine.shell(UNMARKED), exits)
     escaped = await machine.escaped()
     assert proc.mark(escaped.pid) is None
     process.kill_tree()
@@ -506,7 +511,7 @@ async def test_killing_the_tree_reaches_descendants_without_the_mark(machine: Ma
 
 async def test_a_sweep_ends_one_that_left_its_session_twice(machine: Machine) -> None:
     exits = Exits()
-    process = machine.spawn(machine.shell(ESCAPING), exits)
+    process = await machine.spawn(machine.shell(ESCAPING), exits)
     escaped = await machine.escaped()
     process.signal(signal.SIGKILL)
     await exits.one()
@@ -516,7 +521,7 @@ async def test_a_sweep_ends_one_that_left_its_session_twice(machine: Machine) ->
 
 
 async def test_a_sweep_ends_what_was_left_by_one_that_ended_without_a_daemon(machine: Machine) -> None:
-    process = machine.spawn(machine.shell(ESCAPING), Exits())
+    process = await machine.spawn(machine.shell(ESCAPING), Exits())
     escaped = await machine.escaped()
     machine.restart_daemon()
     kill_and_reap(process.identity.pid)
@@ -538,24 +543,26 @@ def kill_and_reap(pid: int) -> None:
 async def test_orphans_are_reaped(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reaping, "ORPHAN_PATIENCE", 0.05)
     exits = Exits()
-    process = machine.spawn(machine.shell("for i in 1 2 3 4 5; do (sleep 0.05 &) ; done; (setsid sleep 1000 &)"), exits)
+    process = await machine.spawn(
+        machine.shell("for i in 1 2 3 4 5; do (sleep 0.05 &) ; done; (setsid sleep 1000 &)"), exits
+    )
     await exits.one()
     machine.processes.sweep(process.key, process.nonce)
-    await until(lambda: proc.children(os.getpid()) == [], what="no child and no zombie left")
+    await until(machine.childless, what="no child and no zombie left")
 
 
 async def test_the_status_of_others_children_is_left_to_them(machine: Machine) -> None:
     other = await asyncio.create_subprocess_exec("sh", "-c", "exit 5")
-    machine.spawn(machine.launch, Exits()).signal(signal.SIGKILL)
+    (await machine.spawn(machine.launch, Exits())).signal(signal.SIGKILL)
     assert await other.wait() == 5
 
 
 async def test_closing_leaves_everything_running(machine: Machine) -> None:
     exits = Exits()
-    process = machine.spawn(machine.launch, exits)
+    process = await machine.spawn(machine.launch, exits)
     descriptors = len(os.listdir("/proc/self/fd"))
     machine.processes.close()
-    assert len(os.listdir("/proc/self/fd")) == descriptors - 1
+    assert len(os.listdir("/proc/self/fd")) == descriptors - 2  # its own, and the line to the process that forks
     assert not gone(process.identity)
     assert exits.seen == []
 
@@ -649,7 +656,7 @@ async def test_what_an_adopted_one_left_is_swept(machine: Machine, daemon: Calla
 
 
 async def test_a_zombie_of_ours_is_adopted_with_its_status(machine: Machine) -> None:
-    process = machine.spawn(machine.shell("exit 3"), Exits())
+    process = await machine.spawn(machine.shell("exit 3"), Exits())
     machine.processes.close()
     await until(lambda: (stat := proc.stat(process.identity.pid)) is not None and stat.ended)
     machine.restart_daemon()
@@ -661,7 +668,9 @@ async def test_a_zombie_of_ours_is_adopted_with_its_status(machine: Machine) -> 
 @pytest.fixture
 async def neglected(machine: Machine) -> proc.Stat:
     """A running process whose parent never reaps it."""
-    machine.spawn(machine.shell("sleep 1000 & echo $! >escaped.new; mv escaped.new escaped; exec sleep 1000"), Exits())
+    await machine.spawn(
+        machine.shell("sleep 1000 & echo $! >escaped.new; mv escaped.new escaped; exec sleep 1000"), Exits()
+    )
     path = machine.folder / "escaped"
     await until(path.exists)
     stat = proc.stat(int(path.read_text()))
@@ -713,7 +722,7 @@ async def test_want_of_descriptors_is_not_taken_for_a_process_that_is_gone(
     def fail(*arguments: object) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    process = machine.spawn(machine.launch, Exits())
+    process = await machine.spawn(machine.launch, Exits())
     machine.restart_daemon()
     with monkeypatch.context() as patched:
         patched.setattr(os, "pidfd_open", fail)
@@ -735,7 +744,7 @@ async def test_want_of_descriptors_is_not_taken_for_a_process_that_is_gone(
 async def test_the_spawned_process_is_found_and_not_what_descends_from_it(machine: Machine) -> None:
     before = now()
     # what starts in the same clock tick as its ancestor is, to the kernel, as old
-    process = machine.spawn(machine.shell(f"sleep 0.05; {ESCAPING}"), Exits())
+    process = await machine.spawn(machine.shell(f"sleep 0.05; {ESCAPING}"), Exits())
     await machine.escaped()
     assert machine.processes.find({process.nonce: before}) == {process.nonce: process.identity}
 
@@ -743,7 +752,7 @@ async def test_the_spawned_process_is_found_and_not_what_descends_from_it(machin
 async def test_what_merely_descends_from_one_that_ended_is_not_taken_for_it(machine: Machine) -> None:
     before = now()
     exits = Exits()
-    process = machine.spawn(machine.shell("sleep 1000 & exit 0"), exits)
+    process = await machine.spawn(machine.shell("sleep 1000 & exit 0"), exits)
     await exits.one()
     assert any(proc.mark(pid) == process.nonce for pid in proc.pids())
     assert machine.processes.find({process.nonce: before}) == {}
@@ -751,8 +760,8 @@ async def test_what_merely_descends_from_one_that_ended_is_not_taken_for_it(mach
 
 async def test_a_mark_that_somebody_made_up_stops_no_search(machine: Machine) -> None:
     before = now()
-    process = machine.spawn(machine.shell("sleep 1000"), Exits())
-    liar = machine.spawn(machine.shell(f"{proc.MARK}=$(printf '\\377') exec sleep 1000"), Exits())
+    process = await machine.spawn(machine.shell("sleep 1000"), Exits())
+    liar = await machine.spawn(machine.shell(f"{proc.MARK}=$(printf '\\377') exec sleep 1000"), Exits())
     await until(lambda: proc.mark(liar.identity.pid) == "\N{REPLACEMENT CHARACTER}")
     assert machine.processes.find({process.nonce: before}) == {process.nonce: process.identity}
 
@@ -765,7 +774,7 @@ async def test_a_pipe_that_took_the_place_of_a_program_keeps_nobody_waiting(
     with monkeypatch.context() as patched:
         patched.setattr(os.path, "isfile", lambda path: True)  # it was one when it was looked at
         with pytest.raises(SpawnFailed):
-            machine.spawn(Launch((str(pipe),), "/", {"PATH": PATH}), Exits())
+            await machine.spawn(Launch((str(pipe),), "/", {"PATH": PATH}), Exits())
 
 
 def carrier(pid: int, started: int, parent: int = 1) -> proc.Stat:

@@ -19,8 +19,9 @@ from structlog.testing import capture_logs
 
 from branchd.adapters import log_layout, rotation
 from branchd.adapters.log_layout import Archive, Phase, first_data
-from branchd.adapters.log_reading import last_lines, read_on
+from branchd.adapters.log_reading import Progress, select
 from branchd.adapters.rotation import RotatedLog, Turn
+from branchd.branch.ports import Lines, Piece
 from tests.adapters.crashing import dies_after
 from tests.waiting import until_sync
 
@@ -93,11 +94,18 @@ def start_writer(
 def read_through(log: RotatedLog, position: int = 0) -> bytes:
     """As a follower reads."""
     data = bytearray()
-    while True:
-        more, position = read_on(log, position)
-        if not more:
-            return bytes(data)
-        data += more
+    for piece in select(log, Lines(offset=position), follow=True):
+        if isinstance(piece, Piece):
+            data += (b"[%d bytes are gone]\n" % piece.gap if piece.gap else b"") + piece.data
+        elif piece is Progress.WAITING:
+            break
+    return bytes(data)
+
+
+def last_lines(log: RotatedLog, count: int) -> tuple[bytes, int]:
+    pieces = [piece for piece in select(log, Lines(tail=count), follow=False) if isinstance(piece, Piece)]
+    assert len(pieces) == 1
+    return pieces[0].data, pieces[0].end
 
 
 def test_a_hundred_megabytes_under_rotation_are_exact(root: Path) -> None:
@@ -202,9 +210,8 @@ def test_only_the_newest_archives_are_kept_and_the_gap_is_told_once(root: Path, 
         pass
     assert len(archives(log)) == kept
     oldest = int(archives(log)[0].name.rpartition(".")[2])
-    told, position = read_on(log, 1_000)
-    assert (told, position) == (b"[branchd: %d bytes were rotated away]\n" % (oldest - 1_000), oldest)
-    assert read_through(log, position) == text[oldest:]
+    assert read_through(log, 1_000) == b"[%d bytes are gone]\n" % (oldest - 1_000) + text[oldest:]
+    assert read_through(log, oldest) == text[oldest:]
     assert last_lines(log, 100_000) == (text[oldest:], len(text))
 
 
@@ -215,7 +222,7 @@ def test_an_archive_that_somebody_deleted_is_a_gap(root: Path) -> None:
     while log.rotate(40_960, 100).archived:
         pass
     archives(log)[2].unlink()
-    gap = b"[branchd: 40960 bytes were rotated away]\n"
+    gap = b"[40960 bytes are gone]\n"
     assert read_through(log) == text[: 2 * 40_960] + gap + text[3 * 40_960 :]
     assert last_lines(log, 100_000)[0] == text[3 * 40_960 :]
 
@@ -297,7 +304,7 @@ def test_a_cut_that_fails_is_made_at_the_next_turn(root: Path, mode: int, monkey
         with pytest.raises(OSError, match="broken"):
             log.rotate(100_000, 100)
         with pytest.raises(OSError, match="broken"):
-            read_on(log, 0)
+            read_through(log)
     append(log, lines(5_000, 5_100))
     assert read_through(log) == lines(0, 5_100)
     assert whole(log) == lines(0, 5_100)
@@ -349,7 +356,10 @@ def test_offsets_lead_to_the_same_bytes_however_they_lie(
             layout = log_layout.survey(descriptor, "x.log", file.fileno())
             everything = bytes(range(start, end + live))
             assert layout.end == end + live
-            assert b"".join(reversed(list(layout.blocks_backwards(count)))) == everything
+            backwards, position = b"", layout.end
+            while block := layout.read_before(position, count):
+                backwards, position = block + backwards, position - len(block)
+            assert backwards == everything
             position, got = skip, b""
             while data := layout.read(position, count)[0]:
                 position = layout.read(position, count)[1] + len(data)

@@ -14,16 +14,21 @@ from yarl import URL
 
 from branchd.api.server import Server
 from branchd.api.settings import HttpSettings
+from branchd.branch.file_definitions import Read
+from branchd.branch.files import nothing
 from branchd.branch.mesh.mesh import Membership
 from branchd.branch.service import Service
 from branchd.branch.world import Policies, World
 from branchd.core.access import Scope
+from branchd.core.errors import SpawnFailed
 from branchd.core.spec import Kind
 from branchd.core.values import Identity
 from branchd.drivers.celery import CeleryDriver
 from branchd.drivers.command import CommandDriver
 from tests.fakes.channel import FakeChannel
+from tests.fakes.hooks import FakeTeller
 from tests.fakes.logs import MemoryLogs
+from tests.fakes.probes import FakeProber
 from tests.fakes.process import BOOT, FakeProcesses
 from tests.fakes.store import MemoryStore
 
@@ -40,6 +45,9 @@ class FakeHost:
     boot = BOOT
     cpus = 4
 
+    resident = 4096  #: bytes that every tree holds
+    missing: frozenset[str] = frozenset()  #: accounts
+
     def load(self) -> Mapping[str, float]:
         return {"load_per_core": 0.5}
 
@@ -47,7 +55,17 @@ class FakeHost:
         return "/nonexistent", user or "root"
 
     def uid(self, user: str | None) -> int:
+        if user in self.missing:
+            raise SpawnFailed(f"user {user!r} does not exist on this machine")
         return 0 if user in (None, "root") else 1000
+
+    def environment(self, path: str) -> Mapping[str, str]:
+        if path == "/absent":
+            raise SpawnFailed("/absent cannot be read: No such file or directory")
+        return {"OF_FILE": "of-file", "BOTH": "of-file"}
+
+    def memory(self, identity: Identity) -> int:
+        return self.resident
 
     def usage(self, identity: Identity) -> Mapping[str, float] | None:
         return {"rss": 4096.0, "cpu_seconds": 0.25, "processes": 1.0, "threads": 2.0, "open_files": 3.0}
@@ -61,6 +79,9 @@ class House:
     processes: FakeProcesses = field(default_factory=FakeProcesses)
     logs: MemoryLogs = field(default_factory=MemoryLogs)
     channel: FakeChannel = field(default_factory=FakeChannel)
+    prober: FakeProber = field(default_factory=FakeProber)
+    teller: FakeTeller = field(default_factory=FakeTeller)
+    host: FakeHost = field(default_factory=FakeHost)
 
     def service(
         self,
@@ -69,20 +90,23 @@ class House:
         name: str = "here",
         peer_scope: Scope = Scope.OPERATE,
         membership: Membership | None = None,
+        read_files: Read = nothing,
     ) -> Service:
         world = World(
             processes=self.processes,
             logs=self.logs,
             store=self.store,
             channel=self.channel,
-            host=FakeHost(),
+            host=self.host,
+            prober=self.prober,
+            teller=self.teller,
             drivers={Kind.CELERY: CeleryDriver("/agent", "/agent.sock", "python3", 4), Kind.COMMAND: CommandDriver()},
             clock=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
             wall=time.time,
             chance=lambda: 0.5,
         )
         policies = Policies(name, {}, None, "{app}:{name}@{branch}", default_user, allow_users, peer_scope)
-        return Service(world, policies, self.store.load(), ADMIN, "0.0.0", membership)
+        return Service(world, policies, self.store.load(), ADMIN, "0.0.0", membership, read_files)
 
 
 @dataclass(frozen=True)

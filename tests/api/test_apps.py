@@ -1,9 +1,13 @@
 """Apps and their declared queues over HTTP."""
 
+from typing import Any
+
 import pytest
 
 from branchd.branch.service import Service
-from tests.api.conftest import COMMAND, Api
+from branchd.core.access import Scope
+from tests.api.conftest import COMMAND, Answer, Api, House
+from tests.waiting import until
 
 
 async def test_an_app_is_created_read_replaced_and_deleted(api: Api, branch: Service) -> None:
@@ -28,11 +32,69 @@ async def test_a_patch_merges_and_null_takes_away(shop: Api) -> None:
     assert patched.json["spec"] == {**COMMAND, "labels": {"team": "pay"}, "weight": 3}
 
 
-async def test_restart_takes_now_and_tells_that_rolling_is_not_possible_yet(shop: Api) -> None:
+async def test_restart_takes_now_and_rolling_and_nothing_else(shop: Api) -> None:
     assert (await shop("PATCH", "/v1/apps/shop?restart=now", {})).status == 200
-    answer = await shop("PATCH", "/v1/apps/shop?restart=rolling", {})
+    answer = await shop("PATCH", "/v1/apps/shop?restart=slowly", {})
     assert (answer.status, answer.pointers) == (422, ["?restart"])
-    assert "rolling" in answer.json["errors"][0]["detail"]
+
+
+async def _ended(api: Api, begun: Answer) -> Any:
+    assert begun.status == 202
+    assert begun.headers["Location"] == f"/v1/operations/{begun.json['id']}"
+
+    async def over() -> Any:
+        found = (await api("GET", begun.headers["Location"])).json
+        return None if found["state"] == "running" else found
+
+    found = await until(over)
+    return {step["name"]: step["state"] for step in found["steps"]}
+
+
+async def test_rolling_restarts_one_after_the_other_what_a_change_concerns(shop: Api, house: House) -> None:
+    for name in ("a", "b"):
+        await shop("PUT", f"/v1/apps/shop/instances/{name}?wait=5s", {})
+    await shop("PUT", "/v1/apps/shop/instances/c?wait=5s", {"env": {"STAGE": "c"}})
+    begun = await shop("PATCH", "/v1/apps/shop?restart=rolling", {"env": {"STAGE": "live"}})
+    assert await _ended(shop, begun) == {"shop:a": "done", "shop:b": "done"}
+    assert [process.launch.env["STAGE"] for process in house.processes.spawned[3:]] == ["live", "live"]
+    begun = await shop("PATCH", "/v1/apps/shop/instances/c?restart=rolling", {"env": {"STAGE": "d"}})
+    assert await _ended(shop, begun) == {"shop:c": "done"}
+    assert [one["kind"] for one in (await shop("GET", "/v1/operations")).json["items"]] == ["restart", "restart"]
+
+
+async def test_all_or_some_are_restarted_one_after_the_other(shop: Api, tokens: dict[Scope, str]) -> None:
+    path = "/v1/apps/shop/actions/restart"
+    for name in ("a", "b", "c"):
+        await shop("PUT", f"/v1/apps/shop/instances/{name}?wait=5s", {})
+    assert len(await _ended(shop, await shop("POST", path, token=tokens[Scope.OPERATE]))) == 3
+    assert await _ended(shop, await shop("POST", f"{path}?instance=c&instance=a")) == dict.fromkeys(
+        ("shop:a", "shop:c"), "done"
+    )
+    assert await _ended(shop, await shop("POST", f"{path}?outdated=1")) == {}
+    assert (await shop("POST", f"{path}?instance=none")).slug == "not-found"
+    assert (await shop("POST", "/v1/apps/none/actions/restart")).slug == "not-found"
+    assert (await shop("POST", path, token=tokens[Scope.READ])).slug == "denied"
+
+
+async def test_while_one_is_under_way_no_other_begins_and_nothing_is_changed(shop: Api) -> None:
+    await shop("PUT", "/v1/apps/shop/instances/a?wait=5s", {})
+    await shop("PATCH", "/v1/apps/shop/instances/a", {"ready": {"after": 600}})
+    begun = await shop("POST", "/v1/apps/shop/actions/restart")
+    for method, path, body in (
+        ("POST", "/v1/apps/shop/actions/restart", None),
+        ("PATCH", "/v1/apps/shop?restart=rolling", {"weight": 7}),
+        ("PATCH", "/v1/apps/shop/instances/a?restart=rolling", {"weight": 7}),
+    ):
+        assert (await shop(method, path, body)).slug == "conflict"
+    assert "weight" not in (await shop("GET", "/v1/apps/shop")).json["spec"]
+    cancelled = await shop("DELETE", begun.headers["Location"])
+    assert [step["state"] for step in cancelled.json["steps"]] == ["kept"]
+
+
+async def test_a_circle_is_told_at_the_field(shop: Api) -> None:
+    await shop("PUT", "/v1/apps/shop/instances/a", {"depends_on": ["b"]})
+    answer = await shop("PUT", "/v1/apps/shop/instances/b", {"depends_on": ["shop:a"]})
+    assert (answer.slug, answer.pointers) == ("invalid", ["/depends_on"])
 
 
 async def test_if_match_guards_every_change(shop: Api, branch: Service) -> None:

@@ -127,7 +127,7 @@ async def test_an_instance_is_replaced_patched_and_guarded_by_if_match(shop: Api
         assert (stale.status, stale.slug) == (412, "stale")
     patched = await shop("PATCH", WEB, {"weight": None}, headers={"If-Match": f'"{branch.id}.2"'})
     assert (patched.json["spec"], patched.headers["ETag"]) == ({}, f'"{branch.id}.3"')
-    assert (await shop("PATCH", f"{WEB}?restart=rolling", {})).pointers == ["?restart"]
+    assert (await shop("PATCH", f"{WEB}?restart=slowly", {})).pointers == ["?restart"]
     assert (await shop("PATCH", "/v1/apps/shop/instances/none", {})).slug == "not-found"
 
 

@@ -9,6 +9,7 @@ import pytest
 from branchd.api import answers, scatter
 from branchd.branch.mesh import carrying
 from branchd.branch.ports import Served
+from branchd.core.spec import Logs
 from branchd.core.values import Key
 from tests.api.conftest import COMMAND
 from tests.api.neighbourhood import NEW, USER, WEB, Neighbourhood, way
@@ -138,13 +139,16 @@ async def test_logs_of_a_remote_instance_are_read_and_followed(town: Neighbourho
     a, house = town["a"].api, town["b"].house
 
     def write(data: bytes) -> None:
-        with house.logs.open(Key("shop", "web"), True) as (out, _):
+        with house.logs.open(Key("shop", "web"), Logs()) as (out, _):
             os.write(out, data)
 
     write(b"first\n" + b"x" * 100 + b"\n")
     answer = await a("GET", f"{WEB}/logs?tail=1")
     assert (way(answer), answer.body) == ((200, "b", "a"), b"x" * 100 + b"\n")
     assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert answer.headers["Branchd-Log-Next"] == "107"
+    part = await a("GET", f"{WEB}/logs?offset=2&length=4")
+    assert (part.body, part.headers["Branchd-Log-Offset"]) == (b"rst\n", "2")
     async with a.open("GET", f"{WEB}/logs?follow=1") as response:
         assert response.headers["Branchd-Owner"] == "b"
         await take(response, b"first\n")
@@ -159,7 +163,7 @@ async def test_logs_of_a_remote_instance_are_read_and_followed(town: Neighbourho
 
 async def test_a_long_log_comes_whole(town: Neighbourhood) -> None:
     data = b"".join(b"%07d " % number + b"y" * 300 + b"\n" for number in range(9000))
-    with town["b"].house.logs.open(Key("shop", "web"), True) as (out, _):
+    with town["b"].house.logs.open(Key("shop", "web"), Logs()) as (out, _):
         os.write(out, data)
     answer = await town["a"].api("GET", f"{WEB}/logs?tail=9000")
     assert answer.body == data

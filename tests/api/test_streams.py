@@ -12,6 +12,7 @@ from branchd.api import streams
 from branchd.api.server import Server
 from branchd.branch.service import Service
 from branchd.core.access import Scope
+from branchd.core.spec import Logs, Stderr
 from branchd.core.values import Key
 from tests.api.conftest import COMMAND, Api, House
 from tests.waiting import until
@@ -24,7 +25,7 @@ NDJSON = {"Accept": "application/x-ndjson"}
 
 def write(house: House, data: bytes, joined: bool = True) -> None:
     """As the program does: to its stderr, which is its stdout when joined."""
-    with house.logs.open(Key("shop", "web-1"), joined) as (_, stderr):
+    with house.logs.open(Key("shop", "web-1"), Logs(stderr=Stderr.JOIN if joined else Stderr.FILE)) as (_, stderr):
         os.write(stderr, data)
 
 

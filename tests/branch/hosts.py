@@ -5,6 +5,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+from branchd.branch.adoption import resume
 from branchd.branch.events import EventLog
 from branchd.branch.fleet import Fleet
 from branchd.branch.journal import Journal
@@ -28,7 +29,9 @@ from branchd.wire.mesh import Accepted, Offer
 from tests.api.conftest import FakeHost
 from tests.fakes.bus import MemoryBroker
 from tests.fakes.channel import FakeChannel
+from tests.fakes.hooks import FakeTeller
 from tests.fakes.logs import MemoryLogs
+from tests.fakes.probes import FakeProber
 from tests.fakes.process import FakeProcesses
 from tests.fakes.seal import ClearSeal
 from tests.fakes.store import MemoryStore
@@ -75,6 +78,7 @@ class SlowStore:
 
 class Figures(FakeHost):
     def __init__(self) -> None:
+        super().__init__()
         self.figures: dict[str, float] = {"load_per_core": 0.5}
 
     def load(self) -> dict[str, float]:
@@ -101,6 +105,8 @@ class Host:
             store=self.store,
             channel=FakeChannel(),
             host=self.figures,
+            prober=FakeProber(),
+            teller=FakeTeller(),
             drivers={Kind.COMMAND: CommandDriver()},
             clock=lambda: asyncio.get_running_loop().time(),
             wall=WallClock(),
@@ -130,16 +136,10 @@ class Host:
         self.replacing = Replacing(self.link, self.fleet, self.names, self.hosting)
 
     async def begin(self) -> "Host":
-        self.resume()
+        await resume(self.fleet)
         await self.link.open()
         self.replacing.begin()
         return await self.settled()
-
-    def resume(self) -> None:
-        lost = dict(supervisor.lost for supervisor in self.fleet.all() if supervisor.lost)
-        found = self.processes.find(lost)
-        for supervisor in self.fleet.all():
-            supervisor.resume(found.get(supervisor.lost[0]) if supervisor.lost else None, False)
 
     async def settled(self) -> "Host":
         """Connected, and all bound."""

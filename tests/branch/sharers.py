@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from branchd.branch.adoption import resume
 from branchd.branch.apps import Apps, Elsewhere, Queues, nowhere
 from branchd.branch.events import EventLog
 from branchd.branch.fleet import Fleet
@@ -28,7 +29,9 @@ from tests.api.conftest import FakeHost
 from tests.branch.conftest import ADMIN
 from tests.fakes.bus import MemoryBroker
 from tests.fakes.channel import FakeChannel
+from tests.fakes.hooks import FakeTeller
 from tests.fakes.logs import MemoryLogs
+from tests.fakes.probes import FakeProber
 from tests.fakes.process import FakeProcesses
 from tests.fakes.seal import ClearSeal
 from tests.fakes.store import MemoryStore
@@ -58,6 +61,7 @@ class Branch:
         self._logs = MemoryLogs()
         world = World(
             processes=self.processes, logs=self._logs, store=self.store, channel=FakeChannel(), host=FakeHost(),
+            prober=FakeProber(), teller=FakeTeller(),
             drivers={Kind.COMMAND: CommandDriver()}, clock=clock, wall=wall or self.wall,
             chance=lambda: number % 10 / 10,
         )  # fmt: skip
@@ -77,8 +81,7 @@ class Branch:
         self.instances = Instances(self.fleet)
 
     async def begin(self) -> "Branch":
-        for supervisor in self.fleet.all():
-            supervisor.resume(None, False)
+        await resume(self.fleet)
         if self.link is not None and self.sharing is not None:
             await self.link.open()
             await asyncio.sleep(0.1)

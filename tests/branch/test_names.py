@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from branchd.branch.adoption import resume
 from branchd.branch.mesh.names import QUIET
 from branchd.branch.records import InstanceRecord
 from branchd.core.admission import Reason, Refusal
@@ -375,7 +376,7 @@ def test_whatever_is_cut_and_killed_every_name_that_was_accepted_runs_once_in_th
                     hosts[victim] = Host(broker, hosts[victim].number, hosts[victim], slots=20)
                     hosts[victim].known = 4
                     await hosts[victim].link.open()
-                    hosts[victim].resume()
+                    await resume(hosts[victim].fleet)
             await asyncio.wait(at_work, timeout=chance.choice([0, 40]))
         broker.heal()
         await asyncio.sleep(200)

@@ -15,4 +15,4 @@ def daemon() -> Iterator[RunningDaemon]:
 @pytest.fixture(autouse=True)
 def _logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that runs inside this process must not configure the logging of all tests that come after it."""
-    monkeypatch.setattr("branchd.cli.compose.configure_logging", lambda level: None)
+    monkeypatch.setattr("branchd.cli.compose.configure_logging", lambda *_: None)

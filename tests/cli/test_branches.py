@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner, Result
 
+from branchd.branch.ending import Ending
 from branchd.cli import operations, refusal
 from branchd.cli.control import main
 from branchd.cli.exits import Exit
@@ -125,9 +126,9 @@ async def test_pinned_instances_are_stopped_when_that_is_asked(town: Town) -> No
 
 async def test_only_its_own_api_ends_a_daemon(town: Town) -> None:
     assert "its own API" in (await town.control("branch", "shutdown", "b", code=5)).stderr
-    assert not town.b.service.ending.is_set()
+    assert town.b.service.ending is None
     assert "b: is ending" in (await town.control("branch", "shutdown", "b", at="b")).stdout
-    assert town.b.service.ending.is_set()
+    assert town.b.service.ending is Ending.STOP
 
 
 async def test_an_operator_says_that_who_vanished_is_gone(town: Town) -> None:

@@ -66,20 +66,20 @@ def test_without_anything_said_a_user_gets_their_own_folders(monkeypatch: pytest
     assert load(None, {"XDG_STATE_HOME": "/s"}, {}).branch.run == Path("/s/branchd/run")
 
 
-def test_a_flag_beats_a_variable_beats_a_later_file_beats_the_first(tmp_path: Path) -> None:
+def test_a_flag_beats_a_variable_beats_the_file_and_conf_d_says_nothing_of_the_daemon(tmp_path: Path) -> None:
     (tmp_path / "conf.d").mkdir()
-    (tmp_path / "conf.d" / "10.toml").write_text('[branch]\nname = "d10"\nslots = 10\nrun = "/d10"\nlogs = "/d10"')
-    (tmp_path / "conf.d" / "20.toml").write_text("[branch]\nslots = 20\n")
-    (tmp_path / "conf.d" / "30.txt").write_text("not ours")
+    (tmp_path / "conf.d" / "10.toml").write_text('[branch]\nname = "d10"\nslots = 10\nlogs = "/d10"')
+    (tmp_path / "conf.d" / "20.toml").write_text("= 3")
     text = '[branch]\nname = "main"\nslots = 1\nstate = "/main"\nrun = "/main"\n'
     found = good(text, tmp_path, {"BRANCHD_NAME": "variable", "BRANCHD_RUN": "/variable"}, {("branch", "name"): "flag"})
     branch = found.branch
     assert (branch.name, branch.run, branch.slots, branch.logs, branch.state) == (
-        "flag", Path("/variable"), 20, Path("/d10"), Path("/main"),
+        "flag", Path("/variable"), 1, Path("/main/logs"), Path("/main"),
     )  # fmt: skip
     assert found.origins["branch", "name"] == "--name"
     assert found.origins["branch", "run"] == "BRANCHD_RUN"
-    assert found.origins["branch", "slots"] == f"{tmp_path}/conf.d/20.toml: [branch].slots"
+    assert found.origins["branch", "slots"] == f"{tmp_path}/branchd.toml: [branch].slots"
+    assert found.file == tmp_path / "branchd.toml"
 
 
 def test_every_key_has_a_variable(tmp_path: Path) -> None:
@@ -97,7 +97,8 @@ def test_every_key_has_a_variable(tmp_path: Path) -> None:
         "BRANCHD_DEFAULT_USER": "shop", "BRANCHD_PEER_SCOPE": "read", "BRANCHD_BROKER": "amqp://h//",
         "BRANCHD_NEIGHBOURHOOD": "blue", "BRANCHD_KEY_FILE": str(tmp_path / "mesh"),
     }  # fmt: skip
-    assert {f"BRANCHD_{key.upper()}" for keys in KEYS.values() for key in keys} == set(environment)
+    variables = {f"BRANCHD_{key.upper()}" for keys in KEYS.values() for key in keys}
+    assert variables == {*environment, "BRANCHD_BROKER_FILE"}
     found = good("", tmp_path, environment)
     assert found.branch == Branch(
         "n",
@@ -125,8 +126,6 @@ def test_the_keys_of_a_section_are_the_fields_of_its_value(section: str, kind: t
 
 
 def test_every_fault_of_every_source_is_told_at_once(tmp_path: Path) -> None:
-    (tmp_path / "conf.d").mkdir()
-    (tmp_path / "conf.d" / "broken.toml").write_text("= 3")
     found = faults(
         """
         [branch]
@@ -155,7 +154,7 @@ def test_every_fault_of_every_source_is_told_at_once(tmp_path: Path) -> None:
         {("mesh", "neighbourhood"): "a/b", ("branch", "log_level"): "loud"},
     )
     assert set(found) == {
-        f"{tmp_path}/conf.d/broken.toml", "[branch].nmae", "[branch].name", "[branch].slots", "[branch].labels[a b]",
+        "[branch].nmae", "[branch].name", "[branch].slots", "[branch].labels[a b]",
         "[branch].guard_memory", "[branch].guard_load", "[branch].guard_disk",
         "[branch].node_name", "[branch].state", "[http].listen[0]", "[http].listen[1]",
         "[http].tls_key", "[http].body_limit", "[http].allowed_hosts[0]", "[auth].allow_users[1]",
@@ -174,8 +173,6 @@ def test_every_fault_of_every_source_is_told_at_once(tmp_path: Path) -> None:
         ('[mesh]\nbroker = "amqp://h"', "[mesh].broker", "branchd key new FILE"),
         ("[mesh]\nbroker = 3", "[mesh].broker", "is not text"),
         ("[branch]\nguard_load = nan", "[branch].guard_load", ""),
-        ("[http]\nsupervisor_door = true", "[http].supervisor_door", "no supervisor door"),
-        ("[apps.shop]\nx = 1", "[apps]", "no definitions from files"),
         ("branch = 3", "branch", "is a section"),
         ("[http]\nlisten = []", "[http].listen", "no address"),
         (f'[http]\nlisten = ["unix:/{"x" * 120}"]', "[http].listen[0]", "107 bytes"),
@@ -251,6 +248,51 @@ def test_a_broker_is_named_by_urls_that_can_broadcast(broker: str, words: str, t
         assert good(text, tmp_path).mesh.broker == broker
     else:
         assert words in faults(text, tmp_path)["[mesh].broker"]
+
+
+def test_the_broker_comes_from_a_file_of_its_own_and_is_never_told(tmp_path: Path) -> None:
+    new(tmp_path / "key")
+    (tmp_path / "broker").write_text("amqp://u:s3cret@h\n")
+    found = good('[mesh]\nbroker_file = "broker"\nkey_file = "key"', tmp_path)
+    assert found.mesh.broker == "amqp://u:s3cret@h"
+    assert "s3cret" not in repr(found)
+    assert good('[mesh]\nkey_file = "key"', tmp_path, {"BRANCHD_BROKER_FILE": str(tmp_path / "broker")}).mesh.broker
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "words"),
+    [
+        ('broker_file = "absent"', b"", "cannot be read"),
+        ('broker_file = "broker"', b"\xff", "is not text"),
+        ('broker_file = "broker"\nbroker = "amqp://h"', b"amqp://u:s3cret@h", "stands beside broker"),
+        ('broker_file = "broker"', b"s3cret:5672", "not a URL"),
+        ("broker_file = 3", b"", ""),
+    ],
+)
+def test_a_broker_file_that_cannot_be_used_is_told_without_its_content(
+    text: str, content: bytes, words: str, tmp_path: Path
+) -> None:
+    new(tmp_path / "key")
+    (tmp_path / "broker").write_bytes(content)
+    (place, told), *more = faults(f'[mesh]\nkey_file = "key"\n{text}', tmp_path).items()
+    assert (place, more) == ("[mesh].broker_file", [])
+    assert words in told
+    assert "s3cret" not in told
+
+
+def test_secrets_are_looked_up_among_the_service_managers_credentials_first(tmp_path: Path) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    new(credentials / "key")
+    (credentials / "broker").write_text("amqp://of-credentials")
+    (tmp_path / "broker").write_text("amqp://of-file")
+    text = '[mesh]\nbroker_file = "broker"\nkey_file = "key"'
+    found = good(text, tmp_path, {"CREDENTIALS_DIRECTORY": str(credentials)}).mesh
+    assert (found.broker, found.key_file) == ("amqp://of-credentials", credentials / "key")
+    (credentials / "broker").unlink()
+    assert good(text, tmp_path, {"CREDENTIALS_DIRECTORY": str(credentials)}).mesh.broker == "amqp://of-file"
+    absolute = text.replace('"broker"', f'"{tmp_path}/broker"')
+    assert good(absolute, tmp_path, {"CREDENTIALS_DIRECTORY": str(credentials)}).mesh.broker == "amqp://of-file"
 
 
 def test_a_key_file_that_cannot_be_used_is_told_with_the_cure(tmp_path: Path) -> None:

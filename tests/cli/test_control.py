@@ -121,6 +121,24 @@ def test_many_are_acted_on_and_one_that_fails_keeps_none(control: Control) -> No
     ]  # fmt: skip
 
 
+def test_a_rolling_restart_tells_of_each_and_ends_at_the_first_that_is_not_ready(control: Control) -> None:
+    def pids() -> dict[str, int]:
+        found = json.loads(control("ps", "-o", "json", "*:*").stdout)["items"]
+        return {f"{one['app']}:{one['name']}": one["status"]["pid"] for one in found}
+
+    before = pids()
+    told = control("restart", "--rolling", "*:web", "shop:mail-1").stdout
+    for name in ("post:web", "shop:mail-1", "shop:web"):
+        assert f"{name}: done, restarted, and ready" in told
+    after = pids()
+    assert {name for name in before if before[name] != after[name]} == {"post:web", "shop:mail-1", "shop:web"}
+    control("set", "shop:mail-1", "--json", '{"ready": {"after": 60}}', "--", "false")
+    told = control("restart", "--rolling", "shop:*", code=1).stdout
+    assert "shop:mail-1: failed, its new process ended" in told
+    assert "shop:mail-2: kept, shop:mail-1 is not ready" in told
+    assert pids()["shop:mail-2"] == after["shop:mail-2"]
+
+
 def test_a_stop_that_takes_too_long_is_told_apart(control: Control) -> None:
     control("create", "shop", "slow", "--", "sh", "-c", "trap '' TERM; echo set; while :; do sleep 1; done")
     until_sync(lambda: "set" in control("logs", "shop:slow").stdout)

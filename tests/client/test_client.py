@@ -128,3 +128,25 @@ async def test_what_is_wrong_is_told_with_what_to_do(client: BranchdClient) -> N
     found = await client.doctor()
     assert found["branch"] == "here"
     assert all(one["cure"] for one in found["findings"] if one["level"] != "ok")
+
+
+async def test_a_rolling_restart(client: BranchdClient) -> None:
+    await client.put_app("roll", {**SLEEP, "replicas": 2})
+
+    async def running() -> list[int]:
+        pids = [one["status"]["pid"] for one in (await client.instances("roll"))["items"]]
+        return pids if len(pids) == 2 and all(pids) else []
+
+    before = await until(running)
+    operation = await client.rolling_restart("roll", ["roll-1"])
+
+    async def state() -> bool:
+        return bool((await client.operation(operation["id"]))["state"] == "done")
+
+    await until(state)
+    after = await running()
+    assert (after[0] == before[0], after[1] == before[1]) == (True, False)
+    assert (await client.operation((await client.rolling_restart("roll", outdated=True))["id"]))["steps"] == []
+    with pytest.raises(ApiProblem, match="replicas"):
+        await client.delete_instance("roll", "roll-1")
+    await client.delete_app("roll", cascade=True, patience=30)

@@ -9,6 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from branchd.core.lifecycle import (
     ANSWERS,
+    HELD,
+    HINT,
     KILL_AGAIN,
     OURS_AGAIN,
     TABLE,
@@ -25,6 +27,7 @@ from branchd.core.lifecycle import (
     edges,
     step,
 )
+from branchd.core.ordering import Hold
 from branchd.core.spec import Restart, RestartPolicy, StopStep, Wanted
 from branchd.core.values import Exit
 
@@ -68,7 +71,7 @@ def test_the_second_crash_waits_and_the_timer_before_its_time_does_nothing():
 def test_too_many_crashes_are_fatal_with_the_reason_and_a_start_forgives():
     policy = replace(POLICY, restart=Restart(max_restarts=0))
     fatal, effects = walk(RUNNING, Event(Symbol.EXITED, 1, Exit(3)), policy=policy)
-    assert (fatal.state, fatal.reason, effects) == (State.FATAL, "exit code 3; once, which is too often", [])
+    assert (fatal.state, fatal.reason, effects) == (State.FATAL, f"exit code 3; once, which is too often{HINT}", [])
     machine, effects = walk(fatal, Event(Symbol.UP), policy=policy)
     assert (machine.state, machine.crashes, machine.reason, effects) == (State.STARTING, (), "", [Spawn(2)])
 
@@ -148,7 +151,40 @@ def test_a_monitor_renews_a_process_without_wanting_it_up():
     assert (machine.state, machine.crashes, effects) == (State.STARTING, (), [Signal("TERM"), Spawn(2)])
 
 
-@pytest.mark.parametrize("symbol", [Symbol.READY, Symbol.EXITED, Symbol.UNHEALTHY, Symbol.RENEW])
+LATE = Event(Symbol.LATE, 1, reason="not ready within 5 s")
+
+
+def test_one_that_is_late_is_stopped_by_its_plan_and_that_is_a_crash():
+    starting = replace(RUNNING, state=State.STARTING)
+    stopping, effects = walk(starting, LATE)
+    assert (stopping.state, stopping.reason, effects) == (State.STOPPING, LATE.reason, [Signal("TERM")])
+    again, effects = walk(stopping, Event(Symbol.EXITED, 1, Exit(0)))
+    assert (again.state, again.reason, again.restarts, len(again.crashes)) == (State.STARTING, LATE.reason, 1, 1)
+    assert effects == [Spawn(2)]
+    once = replace(POLICY, restart=Restart(max_restarts=0))
+    fatal, effects = walk(stopping, Event(Symbol.EXITED, 1, Exit(0)), policy=once)
+    assert (fatal.state, effects) == (State.FATAL, [])
+    assert fatal.reason == f"{LATE.reason}; once, which is too often{HINT}"
+    failing = replace(POLICY, restart=Restart(policy=RestartPolicy.ON_FAILURE))
+    assert walk(stopping, Event(Symbol.EXITED, 1, Exit(0)), policy=failing)[0].state is State.STARTING
+    never = replace(POLICY, restart=Restart(policy=RestartPolicy.NEVER))
+    assert walk(stopping, Event(Symbol.EXITED, 1, Exit(0)), policy=never)[0].state is State.EXITED
+
+
+@pytest.mark.parametrize(("wish", "end"), [(Symbol.DOWN, State.STOPPED), (Symbol.RESTART, State.STARTING)])
+def test_a_wish_while_a_late_one_is_stopped_makes_it_an_ordinary_stop(wish, end):
+    starting = replace(RUNNING, state=State.STARTING)
+    machine, _ = walk(starting, LATE, Event(wish, 1), Event(Symbol.EXITED, 1, Exit(1)))
+    assert (machine.state, machine.reason, machine.crashes) == (end, "", ())
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.STOPPING])
+def test_one_that_has_been_ready_or_is_stopped_is_not_late(state):
+    machine = replace(RUNNING, state=state)
+    assert walk(machine, LATE) == (machine, [])
+
+
+@pytest.mark.parametrize("symbol", [Symbol.READY, Symbol.EXITED, Symbol.UNHEALTHY, Symbol.RENEW, Symbol.LATE])
 def test_what_an_earlier_process_did_changes_nothing(symbol):
     second = replace(RUNNING, run=2)
     assert walk(second, Event(symbol, 1)) == (second, [])
@@ -160,7 +196,7 @@ def test_a_start_that_fails_waits_and_the_machines_own_fault_never_ends_in_fatal
     ours, _ = walk(starting, Event(Symbol.SPAWN_FAILED, reason="no memory", ours=True), policy=policy)
     assert (ours.state, ours.deadline, ours.reason, ours.crashes) == (State.BACKOFF, OURS_AGAIN, "no memory", ())
     theirs, _ = walk(starting, Event(Symbol.SPAWN_FAILED, reason="no such program"), policy=policy)
-    assert (theirs.state, theirs.reason) == (State.FATAL, "no such program; once, which is too often")
+    assert (theirs.state, theirs.reason) == (State.FATAL, f"no such program; once, which is too often{HINT}")
     patient, _ = walk(starting, Event(Symbol.SPAWN_FAILED, reason="no such program"))
     assert (patient.state, patient.deadline) == (State.BACKOFF, OURS_AGAIN)
 
@@ -180,8 +216,58 @@ def test_never_means_never_and_an_expected_exit_ends_it():
     assert walk(RUNNING, Event(Symbol.EXITED, 1, Exit()), policy=failure)[0].state is State.STARTING
 
 
+WAITING = replace(POLICY, hold=Hold("waits for db:main to be ready"))
+
+
+def test_what_depends_on_another_is_started_when_that_is_ready_and_says_so_until_then():
+    held, effects = walk(Machine(), Event(Symbol.UP), policy=WAITING)
+    assert (held.state, held.wanted, held.held, held.alive, effects) == (State.STARTING, Wanted.UP, True, False, [])
+    assert held.reason == "waits for db:main to be ready"
+    still, effects = walk(held, Event(Symbol.DEPENDENCY), policy=replace(POLICY, hold=Hold("waits for another")))
+    assert (still.held, still.reason, effects) == (True, "waits for another", [])
+    started, effects = walk(held, Event(Symbol.DEPENDENCY))
+    assert (started.state, started.held, started.reason, effects) == (State.STARTING, False, "", [Spawn(1)])
+
+
+@pytest.mark.parametrize("symbol", [Symbol.DOWN, Symbol.KILL])
+def test_a_stop_while_it_waits_ends_that_at_once(symbol):
+    held, _ = walk(Machine(), Event(Symbol.UP), policy=WAITING)
+    stopped, effects = walk(held, Event(symbol), policy=WAITING)
+    assert (stopped.state, stopped.held, stopped.reason, effects) == (State.STOPPED, False, "", [])
+    assert walk(stopped, Event(Symbol.DEPENDENCY)) == (stopped, [])
+
+
+@pytest.mark.parametrize("symbol", [Symbol.UP, Symbol.RESTART])
+def test_asking_again_for_what_waits_changes_nothing(symbol):
+    held, _ = walk(Machine(), Event(Symbol.UP), policy=WAITING)
+    assert walk(held, Event(symbol), policy=WAITING) == (held, [])
+
+
+def test_a_restart_after_a_crash_waits_too_and_counts():
+    held, effects = walk(RUNNING, Event(Symbol.EXITED, 1, Exit(1)), policy=WAITING)
+    assert (held.state, held.held, held.restarts, effects) == (State.STARTING, True, 1, [])
+    backoff = replace(RUNNING, state=State.BACKOFF, alive=False, deadline=5.0)
+    held, effects = walk(backoff, Event(Symbol.TIMER), now=5.0, policy=WAITING)
+    assert (held.state, held.held, held.restarts, effects) == (State.STARTING, True, 1, [])
+
+
+def test_a_dependency_that_goes_down_stops_nothing_and_adoption_waits_for_nothing():
+    assert walk(RUNNING, Event(Symbol.DEPENDENCY), policy=WAITING) == (RUNNING, [])
+    left = replace(RUNNING, alive=False)
+    assert walk(left, Event(Symbol.ADOPTED), policy=WAITING) == (RUNNING, [])
+
+
+def test_one_that_waits_for_itself_is_fatal_and_a_change_of_its_spec_starts_it():
+    policy = replace(POLICY, hold=Hold("web:a depends on itself", for_ever=True))
+    fatal, effects = walk(Machine(), Event(Symbol.UP), policy=policy)
+    assert (fatal.state, fatal.held, fatal.reason, effects) == (State.FATAL, False, "web:a depends on itself", [])
+    assert walk(fatal, Event(Symbol.SPEC_CHANGED))[1] == [Spawn(1)]
+
+
 def test_every_question_has_its_answers_and_every_state_an_arrow_out():
-    asked = {cell for row in TABLE.values() for cell in row.values() if isinstance(cell, Question)}
+    cells = [cell for row in (*TABLE.values(), HELD) for cell in row.values()]
+    cells += [cell for answers in ANSWERS.values() for cell in answers.values()]
+    asked = {cell if isinstance(cell, Question) else cell.then for cell in cells} - {None}
     assert asked == set(ANSWERS) == set(Question)
     assert {edge.source for edge in edges()} == {edge.target for edge in edges()} == set(State)
     assert all(isinstance(cell, Cell) for answers in ANSWERS.values() for cell in answers.values())
@@ -198,17 +284,20 @@ class World(RuleBasedStateMachine):
         self.policy = Policy(restart, tuple(StopStep("TERM", 10) for _ in range(steps)))
         self.machine = Machine()
         self.now = 0.0
+        self.wait = None  # why nothing may be started
         self.spawning = False
         self.process = None  # the number of the process that exists
         self.killed = False
 
     def post(self, event, chance=0.5):
         before = self.machine
-        self.machine, effects = step(self.machine, event, self.now, self.policy, chance)
-        if event.symbol is Symbol.EXITED and before.state is State.STOPPING:
+        policy = replace(self.policy, hold=self.wait)
+        self.machine, effects = step(self.machine, event, self.now, policy, chance)
+        if event.symbol is Symbol.EXITED and before.state is State.STOPPING and not before.blamed:
             assert self.machine.crashes in (before.crashes, ()), "an intended exit was counted as a crash"
         for effect in effects:
             if isinstance(effect, Spawn):
+                assert self.wait is None, "started though it waits"
                 assert self.process is None, "two processes of one instance"
                 assert not self.spawning, "two processes of one instance"
                 assert effect.run == before.run + 1
@@ -219,6 +308,12 @@ class World(RuleBasedStateMachine):
     @rule(symbol=st.sampled_from([Symbol.UP, Symbol.DOWN, Symbol.RESTART, Symbol.KILL, Symbol.SPEC_CHANGED]))
     def operator(self, symbol):
         self.post(Event(symbol, self.machine.run))
+
+    @rule(wait=st.sampled_from([None, Hold("waits for another"), Hold("waits for itself", for_ever=True)]))
+    def others_change(self, wait):
+        self.wait = wait
+        self.post(Event(Symbol.DEPENDENCY))
+        assert self.machine.held is False or wait is not None
 
     @precondition(lambda self: self.spawning)
     @rule()
@@ -233,7 +328,7 @@ class World(RuleBasedStateMachine):
         self.post(Event(Symbol.SPAWN_FAILED, reason="no", ours=ours), chance)
 
     @precondition(lambda self: self.process is not None)
-    @rule(symbol=st.sampled_from([Symbol.READY, Symbol.UNHEALTHY, Symbol.RENEW]))
+    @rule(symbol=st.sampled_from([Symbol.READY, Symbol.UNHEALTHY, Symbol.RENEW, Symbol.LATE]))
     def speaks(self, symbol):
         self.post(Event(symbol, self.process, reason="hung"))
 
@@ -268,7 +363,9 @@ class World(RuleBasedStateMachine):
         if hasattr(self, "machine"):
             assert self.machine.alive is (self.process is not None)
             resting = self.machine.state in (State.STOPPED, State.BACKOFF, State.EXITED, State.FATAL)
-            assert resting is not (self.process is not None or self.spawning)
+            assert resting is not (self.process is not None or self.spawning or self.machine.held)
+            assert not self.machine.held or (self.machine.state is State.STARTING and self.machine.reason)
+            assert not (self.machine.held and (self.process is not None or self.spawning))
             if self.machine.state is State.BACKOFF:
                 assert self.machine.deadline is not None
 
@@ -276,6 +373,7 @@ class World(RuleBasedStateMachine):
         """Wanted up and not FATAL ends in RUNNING once the process behaves; wanted down ends without a process."""
         if not hasattr(self, "machine"):
             return
+        self.others_change(None)
         for wanted, end in ((Symbol.UP, State.RUNNING), (Symbol.DOWN, State.STOPPED)):
             self.post(Event(wanted))
             for _ in range(20):

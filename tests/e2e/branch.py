@@ -68,6 +68,15 @@ class RunningBranch:
         self._process.kill()
         self._process.wait()
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def wait(self, seconds: float = 60) -> int:
+        """The exit code, once it has ended by itself."""
+        assert self._process is not None
+        return self._process.wait(seconds)
+
     def stop(self, seconds: float = 60) -> int:
         """TERM; the exit code."""
         assert self._process is not None

@@ -1,6 +1,8 @@
 """Every byte that a program writes is kept, in order and once, whatever the daemon does and whatever happens to it."""
 
 import asyncio
+import gzip
+import json
 import os
 import random
 import sys
@@ -62,9 +64,10 @@ class Writer:
         await until(lambda: live.stat().st_size > 3 * ROTATE_AT, 30)
 
     async def finished(self) -> None:
-        """Returns when it has written all and ended."""
+        """Returns when it has written all and ended, and all of it but the live file is compressed."""
         status = await self._branch.state("shop", "writer", "EXITED", 120)
         assert status["restarts"] == 0
+        await until(lambda: all(path.suffix == ".gz" for path in self.archives()), 60, "all to be compressed")
 
     def archives(self) -> list[Path]:
         return sorted(path for path in self.folder.iterdir() if path.name.startswith("stdout.log."))
@@ -73,9 +76,11 @@ class Writer:
         """All files, in order; their names tell where each begins."""
         written = bytearray()
         for path in self.archives():
-            assert path.name == Archive(len(written)).name("stdout.log"), "one is missing, or is left half done"
-            assert path.stat().st_size <= ROTATE_AT
-            written += path.read_bytes()
+            plain = Archive(len(written)).name("stdout.log")
+            assert path.name in {plain, f"{plain}.gz"}, "one is missing, or is left half done"
+            data = path.read_bytes() if path.name == plain else gzip.decompress(path.read_bytes())
+            assert len(data) <= ROTATE_AT
+            written += data
         with (self.folder / "stdout.log").open("rb") as live:
             live.seek(first_data(live.fileno()))
             return bytes(written + live.read())
@@ -154,3 +159,86 @@ async def test_standard_error_is_joined_in_order_or_has_a_file_of_its_own(branch
     with pytest.raises(ApiProblem, match="joined") as refused:
         await text(branch, "joined", stream="stderr")
     assert refused.value.status == 409
+
+
+#: argv: how many lines; writes them by pieces that are no lines, as fast as they are taken
+TORN = """
+import os, sys
+data = b"".join(b"%09d\\n" % number for number in range(int(sys.argv[1])))
+while data:
+    data = data[os.write(1, data[:7777]):]
+"""
+
+
+@pytest.mark.parametrize("format", ["timestamped", "json"])
+async def test_lines_with_times_are_each_there_once_though_the_daemon_is_killed_again_and_again(
+    branch: RunningBranch, format: str
+) -> None:
+    chance = random.Random(SEED)
+    total = 400_000
+    await branch.client.put_app("shop", {"kind": "command"})
+    body = {"name": "w", "command": [sys.executable, "-c", TORN, str(total)], "restart": {"policy": "never"},
+            "logs": {"format": format, "rotate_at": ROTATE_AT, "keep": 10_000}}  # fmt: skip
+    await branch.client.create_instance("shop", body)
+    folder = branch.folder / "state/logs/shop/w"
+    for _ in range(5):
+        branch.kill()
+        assert (folder / f"stdout.{format}").is_fifo()
+        await branch.start()
+        await asyncio.sleep(chance.uniform(0, 0.2))  # the random moment
+    await branch.state("shop", "w", "EXITED", 120)
+
+    async def whole() -> list[bytes]:
+        found, offset = b"", 0
+        while piece := await text(branch, "w", offset=offset, length=16 << 20):
+            found, offset = found + piece, offset + len(piece)
+        return found.splitlines()
+
+    found = await whole()
+    if format == "json":
+        numbers = [json.loads(line)["line"].encode() for line in found]
+    else:
+        numbers = [line.split(b" ", 1)[1] for line in found]
+    assert numbers == [b"%09d" % number for number in range(total)], f"BRANCHD_TEST_SEED={SEED}"
+    assert not (folder / f"stdout.{format}").exists()
+    last = found[-1][7:34] if format == "json" else found[-1][:27]
+    since = (await text(branch, "w", since=last.decode())).splitlines()
+    assert since == [line for line in found if last in line]
+
+
+async def test_what_is_inherited_goes_where_the_daemons_own_goes_and_on_without_it(branch: RunningBranch) -> None:
+    await branch.client.put_app("shop", {"kind": "command", "logs": {"to": "inherit"}})
+    go = branch.folder / "go"
+    os.mkfifo(go)
+    command = ["/bin/sh", "-c", f"echo to-stdout; echo to-stderr >&2; read x <{go}; echo without a daemon; sleep 1000"]
+    await branch.client.create_instance("shop", {"name": "w", "command": command}, wait=30)
+    await until(lambda: "to-stdout\n" in branch.log and "to-stderr\n" in branch.log)
+    with pytest.raises(ApiProblem, match="goes where the daemon's own does") as refused:
+        await text(branch, "w")
+    assert refused.value.status == 409
+    branch.kill()
+    go.write_text("go\n")
+    await until(lambda: "without a daemon\n" in branch.log)
+
+
+async def test_without_a_journal_an_instance_that_wants_it_says_so(branch: RunningBranch) -> None:
+    await branch.client.put_app("shop", {"kind": "command", "restart": {"max_restarts": 0}})
+    body = {"name": "w", "command": ["sleep", "1000"], "logs": {"to": "journal"}}
+    await branch.client.create_instance("shop", body)
+    status = await branch.state("shop", "w", "FATAL")
+    assert "there is no journal to write to" in status["reason"]
+    assert "systemd-journald" in status["reason"]
+
+
+@pytest.mark.parametrize(("format", "left"), [("plain", b"second\n"), ("timestamped", b"first\nsecond\nthird\n")])
+async def test_a_program_that_opens_dev_stdout_truncates_a_file_and_not_a_pipe(
+    branch: RunningBranch, format: str, left: bytes
+) -> None:
+    """A trap that docs/operating.md tells of."""
+    await branch.client.put_app("shop", {"kind": "command", "restart": {"policy": "never"}})
+    script = "echo first; echo second >/dev/stdout; " + ("echo third" if format == "timestamped" else "")
+    body = {"name": "w", "command": ["/bin/sh", "-c", script], "logs": {"format": format}}
+    await branch.client.create_instance("shop", body)
+    await branch.state("shop", "w", "EXITED")
+    found = [line if format == "plain" else line.split(b" ", 1)[1] for line in (await text(branch, "w")).splitlines()]
+    assert b"".join(line + b"\n" for line in found) == left

@@ -21,7 +21,7 @@ from tests.rabbitmq import RabbitMQ
 from tests.waiting import until_sync
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/spec.md", "docs/http.md", "docs/operating.md")
+PAGES = ("README.md", "docs/spec.md", "docs/http.md", "docs/operating.md", "docs/migrating.md")
 
 RUN = re.compile(r"^<!-- run -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -4,9 +4,12 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from branchd.core.errors import SpawnFailed
+from branchd.core.machine import ProcessFacts
+from branchd.core.spec import Limits
 from branchd.core.values import Exit, Identity, Key, Launch
 
 BOOT = "00000000-0000-4000-8000-000000000000"
@@ -39,6 +42,9 @@ class FakeProcess:
     def cpu_seconds(self) -> float | None:
         return 0.0 if self.running else None
 
+    def tree_usage(self) -> Mapping[str, float]:
+        return {}
+
 
 class FakeProcesses:
     """One machine. Only KILL, a killed tree and `end` end a process; `on_exit` comes with the loop's next turn."""
@@ -50,6 +56,7 @@ class FakeProcesses:
         self.signals: list[tuple[int, int]] = []  #: (pid, number)
         self.killed_trees: list[int] = []
         self.swept: list[tuple[Key, str]] = []
+        self.refused_limits: dict[str, str] = {}  #: limits that cannot be enforced, and why
         self.missing: set[str] = set()  #: programs (argv[0]) that are not there
         self.failure: SpawnFailed | None = None  #: what every spawn raises as long as it stands
         self.ambiguous: set[str] = set()  #: nonces for which `find` cannot tell
@@ -65,11 +72,18 @@ class FakeProcesses:
         for process in self.running.values():
             process.on_exit = None
 
-    def spawn(
-        self, key: Key, nonce: str, launch: Launch, stdout: int, stderr: int, on_exit: Callable[[Exit], None]
+    async def spawn(
+        self,
+        key: Key,
+        nonce: str,
+        launch: Launch,
+        output: AbstractContextManager[tuple[int, int]],
+        on_exit: Callable[[Exit], None],
     ) -> FakeProcess:
         if self.failure is not None:
             raise self.failure
+        with output:
+            pass
         if launch.argv[0] in self.missing:
             raise SpawnFailed(f"program {launch.argv[0]} does not exist", "install it, or correct the path")
         identity = Identity(BOOT, 1000 + len(self.spawned), int(self._clock() * 100))
@@ -92,6 +106,12 @@ class FakeProcesses:
             for process in self.running.values()
             if process.nonce in nonces and process.identity.started / 100 >= nonces[process.nonce] - 0.05
         }
+
+    def facts(self) -> ProcessFacts:
+        return ProcessFacts()
+
+    def unenforceable(self, limits: Limits) -> Mapping[str, str]:
+        return {name: why for name, why in self.refused_limits.items() if getattr(limits, name) is not None}
 
     def sweep(self, key: Key, nonce: str) -> None:
         self.swept.append((key, nonce))

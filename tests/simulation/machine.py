@@ -16,7 +16,9 @@ from branchd.drivers.command import CommandDriver
 from tests.api.conftest import FakeHost
 from tests.fakes.bus import MemoryBroker, MemoryBus
 from tests.fakes.channel import FakeChannel
+from tests.fakes.hooks import FakeTeller
 from tests.fakes.logs import MemoryLogs
+from tests.fakes.probes import FakeProber
 from tests.fakes.process import FakeProcesses
 from tests.fakes.seal import ClearSeal
 from tests.fakes.store import MemoryStore
@@ -125,6 +127,8 @@ class Machine:
             store=Mortal(Disk(self, self._chance), life),
             channel=Mortal(FakeChannel(), life),
             host=FakeHost(),
+            prober=FakeProber(),
+            teller=FakeTeller(),
             # An instance whose app was deleted while it went is of the default kind.
             drivers={kind: CommandDriver() for kind in Kind},
             clock=self._clock,

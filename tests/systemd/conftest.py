@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.systemd.host import SystemdHost
+from tests.systemd.installed import SOCKET_UNIT, UNIT, Installed, add_accounts, units
 
 
 @pytest.fixture
@@ -15,3 +16,19 @@ def host(tmp_path: Path) -> Iterator[SystemdHost]:
     scratch.mkdir()
     with SystemdHost(scratch) as machine:
         yield machine
+
+
+@pytest.fixture
+def installed(host: SystemdHost) -> Installed:
+    """branchd on a machine that is up, with its socket, not started yet."""
+    host.boot(units())
+    add_accounts(host)
+    return Installed(host)
+
+
+@pytest.fixture
+def service(installed: Installed) -> Installed:
+    """branchd, running."""
+    installed.host.start(UNIT)  # returns when the daemon has said that it is ready
+    assert installed.host.property(SOCKET_UNIT, "ActiveState") == "active"
+    return installed

@@ -92,9 +92,8 @@ class SystemdHost:
 
     def run(self, *argv: str | Path, check: bool = True, seconds: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """Runs a command in there as root; AssertionError with its output when it fails and `check` is set."""
-        enter = ["nsenter", "-t", str(self.init), "-m", "-p", "-n", "-C", "-u", "-i", "-r", "-w"]
         done = subprocess.run(
-            [*enter, "env", "-i", f"PATH={SEARCH_PATH}", "LANG=C.UTF-8", "HOME=/root", *argv],
+            self._inside(*argv),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -103,6 +102,20 @@ class SystemdHost:
         )
         assert not check or done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
+
+    def begin(self, *argv: str | Path) -> subprocess.Popen[str]:
+        """Begins a command in there as root, with pipes, which the caller waits for."""
+        return subprocess.Popen(
+            self._inside(*argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def write(self, path: str, text: str) -> None:
+        """A file in there, and the folders that it needs."""
+        self.run("sh", "-c", 'mkdir -p "$(dirname "$0")" && printf %s "$1" >"$0"', path, text)
+
+    def _inside(self, *argv: str | Path) -> list[str | Path]:
+        enter = ["nsenter", "-t", str(self.init), "-m", "-p", "-n", "-C", "-u", "-i", "-r", "-w"]
+        return [*enter, "env", "-i", f"PATH={SEARCH_PATH}", "LANG=C.UTF-8", "HOME=/root", *argv]
 
     def start(self, unit: str) -> None:
         """Starts a unit and waits until it has; AssertionError with its journal when it does not."""

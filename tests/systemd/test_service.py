@@ -1,80 +1,18 @@
 """deploy/branchd.service under a real systemd: what an operator sees who starts, breaks and stops it."""
 
-import json
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.systemd.host import REPOSITORY, SystemdHost
+from tests.systemd.host import SystemdHost
+from tests.systemd.installed import SOCKET, SOCKET_UNIT, TCP, UNIT, Installed, add_accounts, units
 from tests.waiting import until_sync
 
-UNIT = "branchd.service"
 
-
-def units(*arguments: str) -> dict[str, str]:
-    """The unit as it ships, but with the daemon of this virtual environment in place of /usr/bin/branchd."""
-    command = " ".join([f"{sys.prefix}/bin/branchd", "run", *arguments])
-    return {
-        UNIT: (REPOSITORY / "deploy" / UNIT).read_text(),
-        f"{UNIT}.d/test.conf": f"[Service]\nExecStart=\nExecStart={command}\n",
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """The daemon on a host, and what an operator asks of both."""
-
-    host: SystemdHost
-
-    def api(self, method: str, path: str, body: object = None) -> Any:
-        """What the API answers, decoded; AssertionError when it refuses."""
-        argv = ["curl", "--silent", "--show-error", "--fail-with-body", "--max-time", "20"]
-        argv += ["--unix-socket", "/run/branchd/api.sock", "--request", method, f"http://branchd{path}"]
-        if body is not None:
-            argv += ["--header", "Content-Type: application/json", "--data", json.dumps(body)]
-        answer = self.host.run(*argv).stdout
-        return json.loads(answer) if answer else None
-
-    def worker(self) -> int:
-        """The pid of the one instance once it runs; 0 before."""
-        status = self.api("GET", "/v1/apps/plain/instances/sleeper")["status"]
-        return int(status["pid"]) if status["state"] == "RUNNING" else 0
-
-    def create_worker(self) -> int:
-        """An instance that runs on until it is told to stop, and its pid."""
-        self.api("PUT", "/v1/apps/plain", {"kind": "command", "command": ["/usr/bin/sleep", "100000"]})
-        self.api("POST", "/v1/apps/plain/instances", {"name": "sleeper"})
-        return until_sync(self.worker, 20, "a running instance")
-
-    def daemon(self) -> int:
-        """The pid of the daemon once systemd holds it for ready; 0 before."""
-        ready = self.host.property(UNIT, "ActiveState") == "active"
-        return int(self.host.property(UNIT, "MainPID")) if ready else 0
-
-    def program(self, pid: int) -> str:
-        """The command line of a process on the host; empty when there is none."""
-        return self.host.run("cat", f"/proc/{pid}/cmdline", check=False).stdout.replace("\0", " ").strip()
-
-
-@pytest.fixture
-def service(host: SystemdHost) -> Service:
-    host.boot(units())
-    host.start(UNIT)  # returns when the daemon has said that it is ready
-    return Service(host)
-
-
-def test_it_is_ready_when_systemd_says_so(service: Service) -> None:
+def test_it_is_ready_when_systemd_says_so(service: Installed) -> None:
     assert service.daemon()
     assert service.api("GET", "/v1/whoami")["scope"] == "admin"
-    assert service.host.property(UNIT, "NRestarts") == "0"
-
-
-def test_systemd_finds_nothing_to_complain_about(service: Service) -> None:
-    verified = service.host.run("systemd-analyze", "verify", "--man=no", UNIT)
-    assert verified.stdout + verified.stderr == ""
+    assert service.restarts() == 0
 
 
 @pytest.mark.parametrize(
@@ -83,26 +21,24 @@ def test_systemd_finds_nothing_to_complain_about(service: Service) -> None:
     ids=["killed", "hung and killed by the watchdog"],
 )
 def test_a_daemon_that_dies_is_started_again_and_takes_over_its_workers(
-    service: Service, signal: str, override: str
+    service: Installed, signal: str, override: str
 ) -> None:
     if override:
-        service.host.run("mkdir", "-p", f"/run/systemd/system/{UNIT}.d")
-        service.host.run("sh", "-c", f'printf %s "$0" >/run/systemd/system/{UNIT}.d/watchdog.conf', override)
-        service.host.run("systemctl", "daemon-reload")
+        service.override("watchdog", override)
         service.host.run("systemctl", "restart", UNIT)
     worker, daemon = service.create_worker(), service.daemon()
 
     service.host.run("kill", f"-{signal}", str(daemon))
 
     until_sync(lambda: service.daemon() not in {0, daemon}, 30, "a new daemon")
-    until_sync(lambda: service.host.property(UNIT, "NRestarts") == "1", 10, "one restart on systemd's books")
+    until_sync(lambda: service.restarts() == 1, 10, "one restart on systemd's books")
     assert until_sync(service.worker, 20, "the instance, adopted") == worker
     service.host.run("kill", "-KILL", str(worker))
     replacement = until_sync(lambda: (pid := service.worker()) != worker and pid, 20, "a supervised instance")
     assert service.program(replacement) == "/usr/bin/sleep 100000"
 
 
-def test_a_stop_ends_the_workers_and_stays_down(service: Service) -> None:
+def test_a_stop_ends_the_workers_and_stays_down_with_its_socket(service: Installed) -> None:
     worker = service.create_worker()
 
     service.host.run("systemctl", "stop", UNIT)
@@ -111,6 +47,81 @@ def test_a_stop_ends_the_workers_and_stays_down(service: Service) -> None:
     assert service.host.property(UNIT, "ActiveState") == "inactive"
     assert service.host.property(UNIT, "Result") == "success"
     assert service.host.property(UNIT, "ExecMainStatus") == "0"
+    until_sync(lambda: service.host.property(SOCKET_UNIT, "ActiveState") == "inactive", 10, "no socket")
+    assert service.host.run("curl", "--unix-socket", SOCKET, "http://x/healthz", check=False).returncode != 0
+    service.host.start(UNIT)
+    assert until_sync(service.worker, 20, "the instance, wanted up") != worker
+
+
+def test_a_shutdown_that_is_asked_for_over_the_api_stays_down(service: Installed) -> None:
+    worker, branch = service.create_worker(), service.api("GET", "/v1/whoami")["branch"]
+    service.api("POST", f"/v1/branches/{branch}/actions/shutdown")
+    until_sync(lambda: service.host.property(UNIT, "ActiveState") == "inactive", 20, "the end")
+    assert service.program(worker) == ""
+    until_sync(lambda: service.host.property(SOCKET_UNIT, "ActiveState") == "inactive", 10, "no socket")
+    assert service.host.property(UNIT, "ExecMainStatus") == "0"
+
+
+@pytest.mark.parametrize("verb", ["restart", "try-restart"])
+def test_a_restart_leaves_the_workers_alone_and_refuses_nobody_on_the_socket(service: Installed, verb: str) -> None:
+    worker, ending, daemon = service.create_worker(), service.create_ending("seven", 7), service.daemon()
+
+    with service.load(60, SOCKET, "-") as load:
+        service.host.run("systemctl", verb, UNIT)
+
+    assert load.failures == {}
+    assert load.answered > 0
+    assert service.daemon() not in {0, daemon}
+    assert (service.worker(), service.worker("seven")) == (worker, ending)
+    assert service.restarts() == 0
+    # it is no child of the new daemon's: the kernel tells how it ended, from Linux 6.15 on
+    assert service.end("seven")["code"] == (7 if service.tells_exits() else None)
+
+
+def test_a_daemon_that_hangs_is_killed_by_a_restart_and_its_workers_live(service: Installed) -> None:
+    """Not after the 30 s of the real thing: the test lets it go on, once the restart waits for it."""
+    worker, daemon = service.create_worker(), service.daemon()
+    service.host.run("kill", "-STOP", str(daemon))
+    service.host.run("systemctl", "restart", "--no-block", UNIT)
+    until_sync(lambda: service.host.property(UNIT, "ActiveState") == "deactivating", 10, "the stop")
+    service.host.run("kill", "-CONT", str(daemon))
+    until_sync(lambda: service.daemon() not in {0, daemon}, 30, "a new daemon")
+    assert service.worker() == worker
+
+
+def test_a_connection_from_before_the_daemon_is_answered_by_it(installed: Installed) -> None:
+    installed.host.start(SOCKET_UNIT)
+    assert installed.daemon() == 0
+    assert installed.api("GET", "/v1/whoami")["scope"] == "admin"
+    assert until_sync(installed.daemon, 20, "the daemon, started by that") != 0
+    listening = installed.api("GET", "/v1/branches")["items"][0]["address"]
+    assert listening == f"http://{TCP}"  # it opens itself what the socket unit does not have
+
+
+def test_without_the_socket_unit_it_opens_its_socket_itself(host: SystemdHost) -> None:
+    host.boot({name: text for name, text in units().items() if name != SOCKET_UNIT})
+    host.start(UNIT)
+    assert Installed(host).api("GET", "/v1/whoami")["scope"] == "admin"
+
+
+def test_a_shutdown_of_the_machine_runs_the_stop_plans(tmp_path: Path) -> None:
+    disk, scratch = tmp_path / "disk", tmp_path / "host"
+    disk.mkdir()
+    scratch.mkdir()
+    script = f"trap 'echo stopped >{disk}/told; exit 0' TERM; while :; do sleep 0.05; done"
+    with SystemdHost(scratch, disks=[disk]) as host:
+        host.boot(units())
+        host.start(UNIT)
+        Installed(host).create_worker("trap", "/bin/sh", "-c", script)
+        host.poweroff()
+    assert (disk / "told").read_text() == "stopped\n"
+
+
+def test_systemd_shows_how_many_run(service: Installed) -> None:
+    service.create_worker()
+    service.api("POST", "/v1/apps/plain/instances", {"name": "broken", "command": ["/nonexistent/program"]})
+    told = "2 instances, 1 not running"
+    until_sync(lambda: told in service.host.property(UNIT, "StatusText"), 20, told)
 
 
 def test_after_a_power_cut_what_was_wanted_up_comes_up(tmp_path: Path) -> None:
@@ -119,11 +130,13 @@ def test_after_a_power_cut_what_was_wanted_up_comes_up(tmp_path: Path) -> None:
     scratch.mkdir()
     with SystemdHost(scratch, disks=[state]) as host:
         host.boot(units(f"--state={state}"))
-        service = Service(host)
+        add_accounts(host)
+        service = Installed(host)
         host.start(UNIT)
         service.create_worker()
         host.power_cut()
 
         host.boot({})
+        add_accounts(host)
         host.start(UNIT)
         assert service.program(until_sync(service.worker, 20, "the instance")) == "/usr/bin/sleep 100000"

@@ -1,5 +1,5 @@
 -- What branch/records.py says, one table a record. Times named *_at are seconds since 1970, others seconds since boot;
--- columns named spec, options, crashes, value of entries and data hold JSON.
+-- columns named spec, options, crashes, last_words, value of entries and data hold JSON.
 
 CREATE TABLE meta (
     key TEXT NOT NULL PRIMARY KEY,
@@ -17,7 +17,9 @@ CREATE TABLE apps (
     name TEXT NOT NULL PRIMARY KEY,
     spec TEXT NOT NULL,
     generation INTEGER NOT NULL,
-    created_at REAL NOT NULL
+    created_at REAL NOT NULL,
+    -- path of the file that defines it; empty: the API made it
+    source TEXT NOT NULL
 ) WITHOUT ROWID;
 
 -- Which apps an operator of this branch wrote, and how: in apps or in entries, where others may write as well.
@@ -44,6 +46,9 @@ CREATE TABLE instances (
     generation INTEGER NOT NULL,
     created_at REAL NOT NULL,
     deleting INTEGER NOT NULL,
+    -- as of apps
+    source TEXT NOT NULL,
+    replica INTEGER NOT NULL,
     -- all five of a placed one, none of a pinned one
     request TEXT,
     digest TEXT,
@@ -61,11 +66,13 @@ CREATE TABLE runs (
     wanted TEXT NOT NULL,
     run INTEGER NOT NULL,
     alive INTEGER NOT NULL,
+    held INTEGER NOT NULL,
     crashes TEXT NOT NULL,
     restarts INTEGER NOT NULL,
     step INTEGER NOT NULL,
     deadline REAL,
     reason TEXT NOT NULL,
+    blamed INTEGER NOT NULL,
     -- its process
     boot TEXT NOT NULL,
     nonce TEXT NOT NULL,
@@ -81,6 +88,7 @@ CREATE TABLE runs (
     exit_code INTEGER,
     exit_signal INTEGER,
     last_exit_at REAL,
+    last_words TEXT NOT NULL,
     PRIMARY KEY (app, instance),
     FOREIGN KEY (app, instance) REFERENCES instances (app, name) ON DELETE CASCADE
 ) WITHOUT ROWID;

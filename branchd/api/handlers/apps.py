@@ -1,5 +1,6 @@
 """Apps: defaults that their instances share."""
 
+from enum import StrEnum
 from typing import Any
 
 from aiohttp import web
@@ -9,6 +10,7 @@ from branchd.api.answers import (
     IF_NONE_MATCH,
     NAME,
     PAGE,
+    answer,
     app_answer,
     app_match,
     matches,
@@ -16,27 +18,29 @@ from branchd.api.answers import (
     nothing,
     page,
 )
-from branchd.api.parameters import FLAG, Form, Parameter, Unfit
+from branchd.api.parameters import FLAG, Parameter, one_of, text
 from branchd.api.routing import About, Call, Routes
 from branchd.core.access import Scope
-from branchd.core.errors import Conflict, Stale
+from branchd.core.errors import Conflict, Stale, Unavailable
 from branchd.core.spec import Spec
-from branchd.wire.resources import App
+from branchd.wire.resources import App, Operation
 
 route = Routes()
 
 
-def _now(given: str) -> bool:
-    if given == "rolling":
-        raise Unfit("rolling restarts are not possible yet", "restart=now restarts all of them at once")
-    if given != "now":
-        raise Unfit(f"{given[:40]!r} is not known", "now")
-    return True
+class Restarting(StrEnum):
+    """How what runs takes up a change."""
+
+    NO = "no"
+    NOW = "now"  #: all at once
+    ROLLING = "rolling"  #: one after the other, those that the change concerns
 
 
-RESTART: Parameter[bool] = Parameter(
-    "restart", Form(_now, {"type": "string", "enum": ["now"]}), False, "Restart what runs, so that it takes effect."
+RESTART: Parameter[Restarting] = Parameter(
+    "restart", one_of(Restarting), Restarting.NO, "Restart what runs, so that it takes effect: all at once, or rolling."
 )
+INSTANCE: Parameter[tuple[str, ...]] = Parameter("instance", text(63), (), "Only these.", True)
+OUTDATED = Parameter("outdated", FLAG, False, "Only those that run with something else than their spec says.")
 CASCADE = Parameter("cascade", FLAG, False, "Delete its instances too.")
 
 #: an RFC 7396 patch: any part of a spec, null where the field is to go
@@ -78,16 +82,21 @@ async def put_app(call: Call) -> web.Response:
     "/v1/apps/{app}",
     scope=Scope.ADMIN,
     body=Patch,
-    returns={200: App},
+    returns={200: App, 202: Operation},
     query=(RESTART,),
     headers=IF_MATCH,
-    raises=(Conflict, Stale),
+    raises=(Conflict, Stale, Unavailable),
     about=About.DEFINITION,
 )
 async def patch_app(call: Call) -> web.Response:
-    """Changes parts of its spec, by RFC 7396."""
-    name = call.path["app"]
-    return app_answer(call, await call.service.apps.patch(name, call.body, app_match(call), call.get(RESTART)))
+    """Changes parts of its spec, by RFC 7396; with `restart=rolling` 202 and the operation that restarts."""
+    name, restart = call.path["app"], call.get(RESTART)
+    if restart is Restarting.ROLLING:
+        call.service.rolling.check(name)  # before anything is changed
+    app = await call.service.apps.patch(name, call.body, app_match(call), restart is Restarting.NOW)
+    if restart is Restarting.ROLLING:
+        return begun(call.service.rolling.begin(call.principal, name, outdated=True))
+    return app_answer(call, app)
 
 
 @route(
@@ -104,6 +113,26 @@ async def delete_app(call: Call) -> web.Response:
     """Deletes it. Refuses while it has instances, unless they go too; then it answers when those here are gone."""
     await call.service.apps.delete(call.path["app"], call.get(CASCADE), app_match(call))
     return nothing()
+
+
+@route(
+    "POST",
+    "/v1/apps/{app}/actions/restart",
+    scope=Scope.OPERATE,
+    returns={202: Operation},
+    query=(INSTANCE, OUTDATED),
+    raises=(Conflict, Unavailable),
+    about=About.BRANCH,
+)
+async def restart_app(call: Call) -> web.Response:
+    """Restarts the instances of one branch one at a time, each when the one before is ready; stops where one is not."""
+    names = call.get(INSTANCE) or None
+    rolling = call.service.rolling
+    return begun(rolling.begin(call.principal, call.path["app"], names, outdated=call.get(OUTDATED)))
+
+
+def begun(operation: Operation) -> web.Response:
+    return answer(operation, 202, Location=f"/v1/operations/{operation.id}")
 
 
 @route(

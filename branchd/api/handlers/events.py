@@ -12,11 +12,14 @@ from branchd.api.routing import About, Call, Routes, Text
 from branchd.api.streams import event_source, write
 from branchd.branch.events import Reset
 from branchd.branch.records import EventRecord
+from branchd.branch.view import render_event
 from branchd.core.access import Scope
 from branchd.core.errors import Fault, Invalid
-from branchd.wire.resources import Event, timestamp
 
 route = Routes()
+
+#: a browser connects again after so many milliseconds: a reload takes about one second
+RETRY = b"retry: 1000\r\n\r\n"
 
 _ID = whole(0, 2**63 - 1)
 
@@ -78,11 +81,12 @@ async def _send_events(
 ) -> None:
     await response.prepare(call.request)
     async with response, aclosing(items):
+        await response.write(RETRY)
         async for item in items:
             if isinstance(item, Reset):
                 await response.send(encoded({"last": item.last}).decode(), id=str(item.last), event="reset")
             elif _wanted(call, item):
-                await response.send(encoded(_shown(item)).decode(), id=str(item.id), event=item.type)
+                await response.send(encoded(render_event(item)).decode(), id=str(item.id), event=item.type)
 
 
 async def _send_lines(
@@ -94,7 +98,7 @@ async def _send_lines(
             if isinstance(item, Reset):
                 await write(response, encoded({"id": item.last, "type": "reset"}) + b"\n")
             elif _wanted(call, item):
-                await write(response, encoded(_shown(item)) + b"\n")
+                await write(response, encoded(render_event(item)) + b"\n")
 
 
 def _wanted(call: Call, event: EventRecord) -> bool:
@@ -102,7 +106,3 @@ def _wanted(call: Call, event: EventRecord) -> bool:
     return (
         app in (None, event.app) and instance in (None, event.instance) and (not types or event.type.startswith(types))
     )
-
-
-def _shown(event: EventRecord) -> Event:
-    return Event(event.id, timestamp(event.at), event.type, event.app, event.instance, event.data)

@@ -19,7 +19,7 @@ from branchd.api.answers import (
     nothing,
     page,
 )
-from branchd.api.handlers.apps import RESTART, Patch
+from branchd.api.handlers.apps import RESTART, Patch, Restarting, begun
 from branchd.api.parameters import Parameter, one_of, text
 from branchd.api.routing import WAIT, About, Call, Routes
 from branchd.api.scatter import gather
@@ -28,7 +28,7 @@ from branchd.core.errors import Conflict, NotFound, Stale, Unavailable
 from branchd.core.lifecycle import State
 from branchd.core.spec import Wanted
 from branchd.wire.decode import decode
-from branchd.wire.resources import Instance, Stats
+from branchd.wire.resources import Instance, Operation, Stats
 
 route = Routes()
 
@@ -139,20 +139,23 @@ def _wanted(instance: Instance) -> Literal["ready", "stopped", "gone"]:
     "/v1/apps/{app}/instances/{instance}",
     scope=Scope.ADMIN,
     body=Patch,
-    returns={200: Instance},
+    returns={200: Instance, 202: Operation},
     query=(RESTART,),
     headers=IF_MATCH,
-    raises=(Conflict, Stale),
+    raises=(Conflict, Stale, Unavailable),
     about=About.INSTANCE,
 )
 async def patch_instance(call: Call) -> web.Response:
     """Changes parts of its spec, by RFC 7396; null means: as the app has it."""
     app, name = call.path["app"], call.path["instance"]
     expected = match(call, lambda: present(call))
-    restart, limited = call.get(RESTART), call.principal.limited
-    return instance_answer(
-        call, await call.service.instances.patch(app, name, call.body, expected, restart, limited=limited)
-    )
+    now, limited = call.get(RESTART) is Restarting.NOW, call.principal.limited
+    if call.get(RESTART) is Restarting.ROLLING:
+        call.service.rolling.check(app)
+    instance = await call.service.instances.patch(app, name, call.body, expected, now, limited=limited)
+    if call.get(RESTART) is Restarting.ROLLING:
+        return begun(call.service.rolling.begin(call.principal, app, [name], outdated=True))
+    return instance_answer(call, instance)
 
 
 @route(

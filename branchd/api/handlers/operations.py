@@ -10,6 +10,7 @@ from branchd.api.forwarding import branch as branch_of
 from branchd.api.parameters import FLAG, Parameter
 from branchd.api.routing import About, Call, Routes
 from branchd.api.scatter import gather, objects
+from branchd.branch.ending import Ending
 from branchd.core.access import Scope
 from branchd.core.diagnosis import Diagnosis
 from branchd.core.errors import Conflict, Denied, NotFound, Unavailable
@@ -95,7 +96,21 @@ async def shut_branch_down(call: Call) -> web.Response:
     if branch_of(call, call.path["branch"]) is not None:
         raise Denied("a branch is shut down by its own API alone", "ask it there, on its machine")
     branch = call.service.branch()
-    call.service.ending.set()
+    call.service.end_as(Ending.STOP)
+    return answer(branch, 202)
+
+
+@route("POST", f"{_ACTIONS}/reload", scope=Scope.ADMIN, returns={202: Branch}, raises=(Denied, Conflict))
+async def reload_branch(call: Call) -> web.Response:
+    """Has the daemon replaced in place by the code and configuration of now; what runs goes on, with its processes.
+
+    They are tried first: 409 says why they do not start, and the daemon goes on as it was. Else it answers before the
+    daemon is replaced; from then on `started_at` is another one. Only the branch's own API takes it.
+    """
+    if branch_of(call, call.path["branch"]) is not None:
+        raise Denied("a branch is reloaded by its own API alone", "ask it there, on its machine")
+    branch = call.service.branch()
+    await call.service.endings.reload()
     return answer(branch, 202)
 
 

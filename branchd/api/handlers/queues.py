@@ -48,7 +48,14 @@ async def put_queue(call: Call) -> web.Response:
     return answer(queue, 201, Location=call.request.rel_url.raw_path) if created else answer(queue)
 
 
-@route("DELETE", "/v1/apps/{app}/queues/{queue}", scope=Scope.ADMIN, returns={204: None}, about=About.DEFINITION)
+@route(
+    "DELETE",
+    "/v1/apps/{app}/queues/{queue}",
+    scope=Scope.ADMIN,
+    returns={204: None},
+    raises=(Conflict,),
+    about=About.DEFINITION,
+)
 async def delete_queue(call: Call) -> web.Response:
     """Forgets the declaration; the broker's queue stays."""
     await call.service.queues.delete(call.path["app"], call.path["queue"])

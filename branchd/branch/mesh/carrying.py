@@ -26,7 +26,9 @@ log = structlog.get_logger(__name__)
 
 #: headers of a request that travel, and those of an answer; what proves who asks does not
 SENT = frozenset({"accept", "content-type", "if-match", "if-none-match", "idempotency-key", "last-event-id"})
-RETURNED = frozenset({"content-type", "etag", "location", "retry-after", "allow"})
+RETURNED = frozenset({"content-type", "etag", "location", "retry-after", "allow"}) | {
+    f"branchd-log-{what}" for what in ("offset", "next", "gap", "since", "cut")
+}
 
 #: carried requests that are answered here at one time, and of those the ones of one branch; each costs two descriptors
 MOST, MOST_OF_ONE = 200, 64

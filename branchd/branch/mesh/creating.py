@@ -11,9 +11,9 @@ from branchd.branch.fleet import Fleet
 from branchd.branch.mesh.link import Link
 from branchd.branch.mesh.neighbours import Made
 from branchd.branch.mesh.placing import Placing
-from branchd.branch.mesh.replicas import PRINCIPAL
 from branchd.branch.mesh.replicas import request as replica_request
 from branchd.branch.outcomes import derived_name, request_digest, request_id
+from branchd.branch.replicas import PRINCIPAL
 from branchd.branch.supervisor import Supervisor
 from branchd.core.access import Principal
 from branchd.core.admission import Probe

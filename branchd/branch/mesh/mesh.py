@@ -160,12 +160,12 @@ class Mesh:
         if self.draining.active:
             self.draining.resume()
 
-    async def end(self) -> None:
-        """Leaves; the others hear of it. What runs goes on."""
+    async def end(self, *, quietly: bool = False) -> None:
+        """Leaves; unless `quietly`, the others hear of it. What runs goes on."""
         await self.replicas.tasks.end()
         await self._replacing.tasks.end()
         await self._gossip.tasks.end()
-        await self.presence.end()
+        await self.presence.end(quietly=quietly)
         self.carrier.close()
         await self.link.close()
         await self._names.tasks.end()

@@ -102,11 +102,11 @@ class Presence:
         self._exchange = exchange
         self.tasks.repeat(self._step, lambda: AGAIN * (0.5 + self._chance()))
 
-    async def end(self) -> None:
-        """Says that it goes; the link is to be closed after this."""
+    async def end(self, *, quietly: bool = False) -> None:
+        """Says that it goes, unless `quietly`; the link is to be closed after this."""
         await self.watching.tasks.end()
         await self.tasks.end()
-        if self._said is not None and self._link.connected:
+        if self._said is not None and self._link.connected and not quietly:
             self._announce(BranchState.CLOSED)
         self.joined, self._said = False, None
 

@@ -11,15 +11,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from branchd.branch.fleet import Fleet
+from branchd.branch.records import InstanceRecord
+from branchd.branch.replicas import retire
 from branchd.branch.tasks import Tasks
 from branchd.core.errors import BranchdError, NoCapacity
 from branchd.core.replicas import LOOK_EVERY, Controllers, missing, replica
 
 #: what the ids of requests begin with that were made here
 MARK = "replica-"
-
-#: who asked, where nobody did
-PRINCIPAL = "replicas"
 
 
 def request() -> str:
@@ -117,10 +116,9 @@ class Replicas:
                 self._failing.pop((app, name), None)
 
     async def _retire(self, app: str, count: int) -> None:
-        names = {replica(app, index) for index in range(count)}
-        for supervisor in self._fleet.of(app):
-            record = supervisor.record
-            made_here = record.placed is not None and record.placed.request.startswith(MARK)
-            if made_here and not record.deleting and record.key.name not in names:
-                async with self._fleet.lock(app):
-                    await self._fleet.begin_delete(supervisor, by={"principal": PRINCIPAL})
+        async with self._fleet.lock(app):
+            await retire(self._fleet, app, count, _made_here)
+
+
+def _made_here(record: InstanceRecord) -> bool:
+    return record.placed is not None and record.placed.request.startswith(MARK)

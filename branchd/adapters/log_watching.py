@@ -1,0 +1,194 @@
+"""When logs are looked at, rotated and packed: a timer for all of them, a thread that rotates, a slow one that packs.
+
+How far a log may pass rotate_at. A look at a log that grew sets the next one for half the time in which it would
+reach rotate_at at that speed, within FLOOR and QUIET. So a log that grows steadily, or doubles its speed from one
+look to the next, passes rotate_at by what it writes in FLOOR (0.2 s) and while its archive is made. One that was
+quiet and bursts out passes it by at most what it writes in QUIET (10 s); what is too much then goes into several
+archives, none above rotate_at.
+
+Archives are compressed when they have stayed for a while: in a burst most are deleted before.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from branchd.adapters.rotation import RotatedLog
+from branchd.core.values import Key
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+#: seconds between two looks at a log that does not grow; the looks of all such logs fall together
+QUIET = 10.0
+
+#: seconds between two looks at a log that grows fast; looks that are due within this time are made together
+FLOOR = 0.2
+
+#: seconds that an archive stays as it is. Faster bursts than `keep` archives in this time are not compressed at all
+UNPACKED = 10.0
+
+#: nice value of the thread that compresses
+NICE = 19
+
+
+def pause(backlog: int, rate: float, rotate_at: int) -> float:
+    """Seconds till the next look at a log that holds backlog bytes and grows by rate bytes a second."""
+    if rate <= 0:
+        return QUIET
+    return min(max((rotate_at - backlog) / rate / 2, FLOOR), QUIET)
+
+
+@dataclass(slots=True)
+class Watched:
+    """A log and when to look at it next; times are those of time.monotonic()."""
+
+    log: RotatedLog
+    rotate_at: int
+    keep: int
+    due: float
+    pack_at: float | None  #: None: there is nothing to compress, or it is not to be
+    packs: bool
+    looked: float = 0
+    size: int = -1  #: of the live file at the last look, with its hole; -1: look thoroughly, whatever it is now
+    backlog: int | None = None  #: bytes of data that it held after the last look
+
+    def look(self) -> None:
+        """Rotates when it is time to, and says when to look again. Blocks; raises no OSError."""
+        now = time.monotonic()
+        try:
+            delay = self._look(now)
+        except FileNotFoundError:
+            self.size, self.backlog, delay = -1, 0, QUIET
+        except OSError as error:
+            _log.warning("log-rotation-failed", file=str(self.log.path), reason=str(error))
+            self.size, delay = -1, QUIET
+        self.looked = now
+        self.due = now + delay if delay < QUIET else (now // QUIET + 1) * QUIET
+
+    def pack(self, after: float, go_on: Callable[[], bool]) -> None:
+        """Compresses the archives that have stayed for so many seconds. Blocks; raises no OSError."""
+        try:
+            done = self.log.pack(time.time() - after, go_on)
+        except FileNotFoundError:
+            done = True  # the instance was deleted
+        except OSError as error:
+            _log.warning("log-packing-failed", file=str(self.log.path), reason=str(error))
+            done = False
+        if not done and self.packs:
+            self.pack_at = time.monotonic() + UNPACKED
+
+    def _look(self, now: float) -> float:
+        size = os.stat(self.log.path, follow_symlinks=False).st_size
+        # A look right after another says nothing of how fast the log grows, nor does the first one at a full log.
+        early = now - self.looked < FLOOR / 2
+        if size == self.size:
+            return FLOOR if early else QUIET
+        turn = self.log.rotate(self.rotate_at, self.keep)
+        early = early or (self.backlog is None and turn.archived > 0)
+        growth = 0 if self.backlog is None else turn.archived + turn.left - self.backlog
+        self.size, self.backlog = -1 if turn.archived else size, turn.left
+        if turn.archived and self.packs and self.pack_at is None:
+            self.pack_at = now + UNPACKED
+        if turn.archived and turn.left > self.rotate_at:
+            return 0  # in the next round, so that the other logs have their turns
+        if early:
+            return FLOOR
+        return pause(turn.left, growth / max(now - self.looked, FLOOR), self.rotate_at)
+
+
+class LogWatch:
+    """Of all logs of a branch. Close it, or its threads stay."""
+
+    def __init__(self) -> None:
+        self._watched: dict[Key, tuple[Watched, ...]] = {}
+        self._rotating = ThreadPoolExecutor(1, thread_name_prefix="log-rotation")
+        self._packing = ThreadPoolExecutor(1, thread_name_prefix="log-packing", initializer=_be_nice)
+        self._timer: asyncio.TimerHandle | None = None
+        self._round: asyncio.Future[None] | None = None
+        self._held: set[Key] = set()
+        self._closed = False
+
+    def watch(self, key: Key, logs: tuple[RotatedLog, ...], rotate_at: int, keep: int, *, pack: bool) -> None:
+        """At least one archive is always kept. What an earlier daemon left half done is set right at once."""
+        now = time.monotonic()
+        self._watched[key] = tuple(Watched(log, rotate_at, keep, now, now if pack else None, pack) for log in logs)
+        self._wake_at(now)
+
+    def forget(self, key: Key) -> None:
+        """After a last look: what a program wrote just before it ended is rotated too, and all is packed."""
+        for watched in self._watched.pop(key, ()):
+            self._rotating.submit(watched.look)
+            if watched.packs and not self._closed:
+                self._rotating.submit(self._pack, key, watched, 0)
+        if not self._watched and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Does it in the thread that rotates: before any look from now on, and never during one."""
+        return self._rotating.submit(work)
+
+    def hold(self, key: Key) -> None:
+        """Nothing of it is packed any more, until release()."""
+        self._held.add(key)
+
+    def release(self, key: Key) -> None:
+        self._held.discard(key)
+
+    async def close(self) -> None:
+        """Stops looking, and waits for a rotation that is under way; the rest is for the next daemon."""
+        self._closed = True
+        for key in list(self._watched):
+            self.forget(key)
+        for threads in (self._rotating, self._packing):
+            await asyncio.to_thread(threads.shutdown, cancel_futures=True)
+
+    def _wake_at(self, due: float) -> None:
+        """One timer for all logs, set to the earliest; none while a round runs, which sets it when it ends."""
+        if self._round is not None or (self._timer is not None and self._timer.when() <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(max(due - time.monotonic(), 0), self._start_round)
+
+    def _start_round(self) -> None:
+        self._timer = None
+        soon = time.monotonic() + FLOOR
+        due = [(key, watched) for key, logs in self._watched.items() for watched in logs if watched.due <= soon]
+        self._round = asyncio.get_running_loop().run_in_executor(self._rotating, self._look_at, due)
+        self._round.add_done_callback(self._end_round)
+
+    def _end_round(self, ended: asyncio.Future[None]) -> None:
+        self._round = None
+        if self._watched:
+            self._wake_at(min(watched.due for logs in self._watched.values() for watched in logs))
+        if not ended.cancelled():
+            ended.result()  # a bug, and nothing else, is raised here
+
+    def _look_at(self, due: list[tuple[Key, Watched]]) -> None:
+        for key, watched in due:
+            watched.look()
+            if watched.pack_at is not None and watched.pack_at <= time.monotonic():
+                watched.pack_at = None
+                self._pack(key, watched, UNPACKED)
+
+    def _pack(self, key: Key, watched: Watched, after: float) -> None:
+        def go_on() -> bool:
+            return not self._closed and key not in self._held
+
+        if not self._closed:
+            self._packing.submit(watched.pack, after, go_on)
+
+
+def _be_nice() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

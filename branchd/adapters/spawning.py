@@ -1,0 +1,180 @@
+"""The daemon's side of the process that forks for it: orders, answers, and what is done when that process is lost.
+
+What is done in there, and what goes over the line, stands in spawner.py. What to start stands in process.py.
+"""
+
+import asyncio
+import contextlib
+import errno
+import marshal
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from branchd.adapters import proc, spawner
+from branchd.adapters.spawner import ANSWER, LENGTH, PATIENCE, STEPS, Order
+
+log = structlog.get_logger()
+
+PROGRAM = str(Path(spawner.__file__))
+
+
+class SpawnerLost(Exception):
+    """The process that forks ended before it answered: what it was asked for may run or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A program that has been executed, and that nobody has waited for yet."""
+
+    pid: int
+    pidfd: int  #: the caller's to close
+    joined: bool  #: it is in the cgroup that it was to begin in, if any, for sure
+
+
+class Spawning:
+    """Made and used in the running loop. Starts the helper at once, and again at the next use after it was lost."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._helper: subprocess.Popen[bytes] | None = None
+        self._asked = 0  #: requests to this helper
+        self._answers: dict[int, asyncio.Future[Begun]] = {}
+        self._sending = asyncio.Lock()
+        self._start()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the helper, while there is one."""
+        return self._helper.pid if self._helper is not None else None
+
+    @property
+    def busy(self) -> bool:
+        """Some of our children may be nobody's yet."""
+        return bool(self._answers)
+
+    def close(self) -> None:
+        """What is under way may begin or not; nobody is told of it."""
+        if self._helper is not None:
+            self._end(self._helper)
+
+    async def spawn(self, order: Order, descriptors: Sequence[int]) -> Begun:
+        """Descriptors: stdout, stderr, and the folder of a cgroup where there is one. They stay the caller's.
+
+        OSError with its number, and which of STEPS it was as its filename; SpawnerLost. Not when it is cancelled: then
+        the program may begin all the same.
+        """
+        answer: asyncio.Future[Begun] = self._loop.create_future()
+        async with self._sending:
+            if self._helper is None:
+                self._start()
+            line = self._line
+            self._answers[self._asked] = answer
+            self._asked += 1
+            try:
+                await self._send(line, marshal.dumps(order), struct.pack(f"={len(descriptors)}i", *descriptors))
+            except OSError as error:
+                self._lost(line, str(error))
+        try:
+            async with asyncio.timeout(2 * PATIENCE):
+                return await answer
+        except TimeoutError:
+            self._lost(line, "does not answer")
+            raise SpawnerLost from None
+
+    async def _send(self, line: socket.socket, order: bytes, rights: bytes) -> None:
+        message = LENGTH.pack(len(order)) + order
+        while True:
+            try:
+                sent = line.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+                break
+            except BlockingIOError:
+                room = asyncio.Event()
+                self._loop.add_writer(line, room.set)
+                try:
+                    await room.wait()
+                finally:
+                    self._loop.remove_writer(line)
+        if sent < len(message):
+            await self._loop.sock_sendall(line, message[sent:])
+
+    def _start(self) -> None:
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._asked = 0
+        with theirs:
+            self._command = [sys.executable, "-I", "-S", "-B", PROGRAM, str(theirs.fileno()), str(os.getpid())]
+            try:
+                self._helper = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    cwd="/",
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,  # a terminal's INT is not for it
+                )
+            except BaseException:
+                self._line.close()
+                raise
+        self._line.setblocking(False)
+        self._loop.add_reader(self._line, self._readable)
+
+    def _readable(self) -> None:
+        line = self._line
+        try:
+            said, ancillary, _, _ = line.recvmsg(ANSWER.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(line, str(error))
+            return
+        if len(said) < ANSWER.size:
+            self._lost(line, "hung up")
+            return
+        number, pid, failure, step, joined = ANSWER.unpack(said)
+        [pidfd] = struct.unpack("=i", ancillary[0][2][:4]) if ancillary else (-1,)
+        if pid and not failure and pidfd < 0:  # our table is full, and nothing may run that cannot be watched
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            failure = errno.EMFILE
+        if pid and failure:
+            os.waitpid(pid, 0)
+        answer = self._answers.pop(number)
+        if answer.done():
+            if pidfd >= 0:
+                os.close(pidfd)
+        elif failure:
+            answer.set_exception(OSError(failure, os.strerror(failure), STEPS[step]))
+        else:
+            answer.set_result(Begun(pid, pidfd, bool(joined)))
+
+    def _lost(self, line: socket.socket, how: str) -> None:
+        """Ends what it had cloned and not executed yet. What it has executed can be found by its mark."""
+        if line is not self._line or self._helper is None:
+            return
+        log.warning("spawner_lost", pid=self._helper.pid, how=how, under_way=len(self._answers))
+        self._end(self._helper)
+        command = b"".join(os.fsencode(word) + b"\0" for word in self._command)
+        for pid in proc.children(os.getpid()):
+            if proc.command_line(pid) == command:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            if not answer.done():
+                answer.set_exception(SpawnerLost())
+
+    def _end(self, helper: "subprocess.Popen[bytes]") -> None:
+        self._loop.remove_reader(self._line)
+        self._loop.remove_writer(self._line)
+        self._line.close()
+        helper.kill()
+        helper.wait()
+        self._helper = None

@@ -1,0 +1,109 @@
+"""Definitions in TOML: the tables [apps.NAME], with [apps.NAME.instances.NAME] and [apps.NAME.queues.NAME].
+
+In the daemon's own files they are its own (branch/files.py); `branchctl apply` takes the same tables. Only the shape is
+looked at here: what makes a spec wrong stands with the daemon.
+"""
+
+import asyncio
+import tomllib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from branchd.cli.sources import has_date
+from branchd.core.errors import Fault
+from branchd.core.file_apps import FileApp, FileDefinitions
+
+#: beside the main file; only [apps] may stand in them
+FOLDER = "conf.d"
+
+
+def paths(main: Path) -> list[Path]:
+    """The main file, and those beside it, in the order of their names."""
+    return [main, *sorted((main.parent / FOLDER).glob("*.toml"))]
+
+
+def reader(main: Path | None) -> Callable[[], Awaitable[FileDefinitions]]:
+    """Reads the files as they are when it is called. None: there are none."""
+
+    async def read_again() -> FileDefinitions:
+        return FileDefinitions() if main is None else await asyncio.to_thread(read, main)
+
+    return read_again
+
+
+def read(main: Path) -> FileDefinitions:
+    """What the daemon's files define; every fault of reading them is in it."""
+    return gather([(str(path), *parse(path)) for path in paths(main)], f"only [apps] may stand in {FOLDER}", str(main))
+
+
+def gather(documents: Iterable[tuple[str, dict[str, Any], list[Fault]]], hint: str, whole: str = "") -> FileDefinitions:
+    """What several documents define together, each a name, its tables and the faults of reading it.
+
+    `hint` to those who write other sections; in the document named `whole` they may stand.
+    """
+    apps: dict[str, FileApp] = {}
+    faults: list[Fault] = []
+    names = []
+    for source, document, wrong in documents:
+        names.append(source)
+        faults += wrong
+        if source != whole:
+            faults += [Fault(f"{source}: [{one}]", "is no definition", hint) for one in document if one != "apps"]
+        for app in definitions(document.get("apps", {}), source, faults):
+            if app.name in apps:
+                told = f"is defined in {apps[app.name].source} too"
+                faults.append(Fault(app.place(), told, "an app stands in one file, with all its instances and queues"))
+            else:
+                apps[app.name] = app
+    return FileDefinitions(apps, tuple(faults), tuple(names))
+
+
+def parse(path: Path) -> tuple[dict[str, Any], list[Fault]]:
+    """The tables of a file; empty where it cannot be read, with the reason."""
+    try:
+        return parsed(path.read_text("utf-8"), str(path))
+    except OSError as error:
+        return {}, [Fault(str(path), f"cannot be read: {error.strerror}")]
+    except UnicodeDecodeError as error:
+        return {}, [Fault(str(path), f"is not TOML: {error}")]
+
+
+def parsed(content: str, source: str) -> tuple[dict[str, Any], list[Fault]]:
+    try:
+        return tomllib.loads(content), []
+    except tomllib.TOMLDecodeError as error:
+        return {}, [Fault(source, f"is not TOML: {error}")]
+
+
+def definitions(apps: Any, source: str, faults: list[Fault]) -> Iterator[FileApp]:
+    """Of the content of [apps]; faults of its shape are added to the list."""
+    if not isinstance(apps, Mapping):
+        faults.append(Fault(f"{source}: apps", "is a table of apps", "write [apps.NAME] and its fields below"))
+        return
+    for name, table in apps.items():
+        app = FileApp(name, source, {})
+        if not isinstance(table, Mapping):
+            faults.append(Fault(app.place(), "is a table", f"write [apps.{name}] and its fields below"))
+        elif has_date(table):
+            faults.append(Fault(app.place(), "has a date in it", "text stands in quotes"))
+        else:
+            spec = dict(table)
+            instances = spec.pop("instances", {})
+            # A list is the field of the spec: what the instances consume from.
+            queues = spec.pop("queues") if isinstance(spec.get("queues"), Mapping) else {}
+            tables = {"instances": instances, "queues": queues}
+            wrong = [
+                Fault(app.place(kind, *([one] if one else [])), "is a table", f"write [apps.{name}.{kind}.NAME]")
+                for kind, found in tables.items()
+                for one in _no_tables(found)
+            ]
+            faults += wrong
+            if not wrong:
+                yield FileApp(name, source, spec, instances, queues)
+
+
+def _no_tables(found: Any) -> list[str]:
+    if not isinstance(found, Mapping):
+        return [""]
+    return [name for name, table in found.items() if not isinstance(table, Mapping)]
