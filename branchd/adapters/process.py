@@ -126,6 +126,8 @@ class LinuxProcesses:
         self._running.clear()
         self._trees.clear()
         self._cgroups.close()
+        # An image that takes this process's place gives its children what this one was started with.
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._descriptors)
 
     async def spawn(
         self,

@@ -18,9 +18,8 @@ import struct
 import sys
 import time
 
-# `socket` would bring `enum` and `selectors`, a quarter of the memory that this process has to itself.
+# `socket` would bring `enum` and `selectors`, 1 MB: a quarter of what this process has to itself.
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
-from collections.abc import Callable
 
 #: A request: the length of what follows, and then marshal's bytes of an Order. With its first byte come the
 #: descriptors: stdout, stderr, and the cgroup's folder where there is one.
@@ -240,14 +239,14 @@ def _become(order: Order, daemon: int, descriptors: list[int], joined: bool, fai
     try:
         os.setsid()
         if not joined and len(descriptors) > 2:
-            _try(_write, "cgroup.procs", b"0", descriptors[2])
+            _write("cgroup.procs", b"0", descriptors[2])
         # What is not granted here is left as it is: branchd tells of it beforehand.
         for number, soft, hard in limits:
-            _try(resource.setrlimit, number, (soft, hard))
+            _limit(number, soft, hard)
         if nice is not None:
-            _try(os.setpriority, os.PRIO_PROCESS, 0, nice)
+            _renice(nice)
         if oom_score_adj is not None:
-            _try(_write, "/proc/self/oom_score_adj", b"%d" % oom_score_adj, None)
+            _write("/proc/self/oom_score_adj", b"%d" % oom_score_adj)
         if umask >= 0:
             os.umask(umask)
         step = 2
@@ -272,15 +271,25 @@ def _become(order: Order, daemon: int, descriptors: list[int], joined: bool, fai
         os._exit(127)
 
 
-def _try(step: Callable[..., object], *arguments: object) -> None:
+def _limit(number: int, soft: int, hard: int) -> None:
     try:
-        step(*arguments)
+        resource.setrlimit(number, (soft, hard))
     except (OSError, ValueError):  # `resource` makes a ValueError of EPERM
         return
 
 
-def _write(path: str, text: bytes, folder: int | None) -> None:
-    os.write(os.open(path, os.O_WRONLY, dir_fd=folder), text)
+def _renice(nice: int) -> None:
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    except OSError:
+        return
+
+
+def _write(path: str, text: bytes, folder: int | None = None) -> None:
+    try:
+        os.write(os.open(path, os.O_WRONLY, dir_fd=folder), text)
+    except OSError:
+        return
 
 
 def main(line: int, daemon: int) -> None:

@@ -144,7 +144,8 @@ class Server:
         """Returns when no connection is open that a listener took, and after so long."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        while any(acceptor.busy for acceptor in self._acceptors) and loop.time() < deadline:
+        # no event tells of it, and it is looked at once in a daemon's life
+        while any(acceptor.busy for acceptor in self._acceptors) and loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(LOOK)  # once in a daemon's life
 
     async def stop(self) -> None:

@@ -1,7 +1,7 @@
 """One instance: its mailbox, its automaton, its process.
 
 The single writer of all of that: events are handled one after the other, and no other instance ever waits for it. What
-to do is decided in core/lifecycle.py, and by the driver's monitor; here it is done. No task and no timer exist while
+to do is decided in core/automaton.py, and by the driver's monitor; here it is done. No task and no timer exist while
 nothing is to be done. Longer than other files here, because what one writer writes stands together.
 """
 
@@ -24,8 +24,9 @@ from branchd.branch.transitions import last_words, transition
 from branchd.branch.view import render
 from branchd.branch.watch import Watch
 from branchd.branch.world import World
+from branchd.core.automaton import step
 from branchd.core.errors import NoChannel, SpawnFailed, StorageFailed
-from branchd.core.lifecycle import Effect, Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol, step
+from branchd.core.lifecycle import Effect, Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol
 from branchd.core.ordering import Hold
 from branchd.core.reconcile import Work
 from branchd.core.spec import Limits, Spec, Wanted, launched_with

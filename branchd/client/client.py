@@ -3,27 +3,19 @@
 No dataclasses and no pydantic: a caller gets what the API said, and starts fast. A list comes whole, its pages joined.
 """
 
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from typing import Any
-from urllib.parse import quote, urlencode
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from urllib.parse import quote
 
-from branchd.client.connection import Answer, endpoint, exchange
-from branchd.client.errors import ApiProblem
+from branchd.client.asking import Asking, Object, parsed
+from branchd.client.connection import endpoint
 from branchd.client.streams import lines
-
-#: an object of the API, in the shapes of wire/resources.py
-Object = dict[str, Any]
 
 #: seconds for an answer, beside those that it was asked to wait
 TIMEOUT = 30.0
 
 #: seconds more for an answer that tells whether other code starts
 TRIAL = 60.0
-
-#: objects of a page: the most that the API gives at once
-PAGE = 1000
 
 
 class BranchdClient:
@@ -45,117 +37,113 @@ class BranchdClient:
     ) -> None:
         """`branch` and `local`: as at() and alone()."""
         self.url = url
-        self._endpoint = endpoint(url)
-        self._token = token
-        self._timeout = timeout
-        self._branch = branch
-        self._local = local
+        self._asking = Asking(endpoint(url), token, timeout, branch, local)
 
     def at(self, branch: str) -> "BranchdClient":
         """One whose instances and events are those of that branch, by its name or id; what it creates is pinned there.
 
         Apps, queues of apps and tokens are of no branch: it cannot ask for them.
         """
-        return BranchdClient(self.url, self._token, timeout=self._timeout, branch=branch, local=self._local)
+        return self._with(replace(self._asking, branch=branch))
 
     def alone(self) -> "BranchdClient":
         """One whose questions this branch answers without the others."""
-        return BranchdClient(self.url, self._token, timeout=self._timeout, branch=self._branch, local=True)
+        return self._with(replace(self._asking, local=True))
 
     # who, where, whether
 
     async def whoami(self) -> Object:
-        return await self._object("GET", "/v1/whoami")
+        return await self._asking.object("GET", "/v1/whoami")
 
     async def healthy(self) -> bool:
-        return await self._holds("/healthz")
+        return await self._asking.holds("/healthz")
 
     async def ready(self) -> bool:
-        return await self._holds("/readyz")
+        return await self._asking.holds("/readyz")
 
     async def openapi(self) -> Object:
-        return await self._object("GET", "/v1/openapi.json")
+        return await self._asking.object("GET", "/v1/openapi.json")
 
     async def branches(self, *, fresh: bool = False) -> Object:
         """As they said last; `fresh`: as they are now."""
-        return await self._list("/v1/branches", {"fresh": "1"} if fresh else {})
+        return await self._asking.list("/v1/branches", {"fresh": "1"} if fresh else {})
 
     async def branch(self, name: str) -> Object:
-        return await self._object("GET", _path("branches", name))
+        return await self._asking.object("GET", _path("branches", name))
 
     async def drain(self, name: str, *, pinned: bool = False) -> Object:
         """The operation, which operation() tells of. `pinned`: its pinned instances are stopped at the end."""
         query = {"pinned": "1"} if pinned else {}
-        return await self._object("POST", _path("branches", name, "actions", "drain"), query=query)
+        return await self._asking.object("POST", _path("branches", name, "actions", "drain"), query=query)
 
     async def undrain(self, name: str) -> Object:
-        return await self._object("POST", _path("branches", name, "actions", "undrain"))
+        return await self._asking.object("POST", _path("branches", name, "actions", "undrain"))
 
     async def confirm(self, name: str) -> Object:
         """Those that vanished all at once are gone."""
-        return await self._object("POST", _path("branches", name, "actions", "confirm"))
+        return await self._asking.object("POST", _path("branches", name, "actions", "confirm"))
 
     async def shutdown(self, name: str) -> Object:
         """Ends the daemon; only the branch that is asked can be."""
-        return await self._object("POST", _path("branches", name, "actions", "shutdown"))
+        return await self._asking.object("POST", _path("branches", name, "actions", "shutdown"))
 
     async def reload(self, name: str) -> Object:
         """Has the daemon take up the code and configuration of now, in place, once they are seen to start.
 
         Only the branch that is asked can be. ApiProblem with 409 says why they do not start.
         """
-        return await self._object("POST", _path("branches", name, "actions", "reload"), patience=TRIAL)
+        return await self._asking.object("POST", _path("branches", name, "actions", "reload"), patience=TRIAL)
 
     async def operations(self) -> Object:
-        return await self._list("/v1/operations")
+        return await self._asking.list("/v1/operations")
 
     async def operation(self, id: str) -> Object:
-        return await self._object("GET", _path("operations", id))
+        return await self._asking.object("GET", _path("operations", id))
 
     async def cancel_operation(self, id: str) -> Object:
-        return await self._object("DELETE", _path("operations", id))
+        return await self._asking.object("DELETE", _path("operations", id))
 
     async def doctor(self) -> Object:
         """{branch, findings}, the worst first."""
-        return await self._object("GET", "/v1/doctor")
+        return await self._asking.object("GET", "/v1/doctor")
 
     async def files(self) -> Object:
         """How the definitions in the branch's files differ from what was applied of them."""
-        return await self._object("GET", "/v1/files")
+        return await self._asking.object("GET", "/v1/files")
 
     async def update_files(self, apps: Sequence[str] = ()) -> Object:
         """Applies them; the operation. `apps`: only these."""
-        return await self._object("POST", "/v1/files/actions/update", query={"app": apps})
+        return await self._asking.object("POST", "/v1/files/actions/update", query={"app": apps})
 
     async def tokens(self) -> Object:
-        return await self._list("/v1/tokens")
+        return await self._asking.list("/v1/tokens")
 
     async def create_token(self, name: str, scope: str, expires_in: float | None = None) -> Object:
         """The answer's `token` is shown this once. `expires_in` is in seconds."""
         body: Object = {"name": name, "scope": scope}
         if expires_in is not None:
             body["expires_in"] = expires_in
-        return await self._object("POST", "/v1/tokens", body)
+        return await self._asking.object("POST", "/v1/tokens", body)
 
     async def revoke_token(self, id: str) -> None:
-        await self._call("DELETE", _path("tokens", id))
+        await self._asking.call("DELETE", _path("tokens", id))
 
     # apps and their queues
 
     async def apps(self) -> Object:
-        return await self._list("/v1/apps")
+        return await self._asking.list("/v1/apps")
 
     async def app(self, app: str) -> Object:
-        return await self._object("GET", _path("apps", app))
+        return await self._asking.object("GET", _path("apps", app))
 
     async def put_app(self, app: str, spec: Object, *, match: str | None = None) -> Object:
         """Creates or replaces. `match`: the ETag that it must still have."""
-        return await self._object("PUT", _path("apps", app), spec, match=match)
+        return await self._asking.object("PUT", _path("apps", app), spec, match=match)
 
     async def patch_app(self, app: str, patch: Object, *, match: str | None = None, restart: bool = False) -> Object:
         """Merges (RFC 7396). `restart`: restarts the instances that the change concerns."""
         query = {"restart": "now"} if restart else {}
-        return await self._object("PATCH", _path("apps", app), patch, query=query, match=match)
+        return await self._asking.object("PATCH", _path("apps", app), patch, query=query, match=match)
 
     async def rolling_restart(self, app: str, names: Sequence[str] | None = None, *, outdated: bool = False) -> Object:
         """The operation: one branch's instances of the app, or these of them, are restarted one after the other.
@@ -165,46 +153,46 @@ class BranchdClient:
         query: dict[str, str | Sequence[str]] = {} if names is None else {"instance": names}
         if outdated:
             query["outdated"] = "1"
-        return await self._object("POST", _path("apps", app, "actions", "restart"), query=query)
+        return await self._asking.object("POST", _path("apps", app, "actions", "restart"), query=query)
 
     async def delete_app(self, app: str, *, cascade: bool = False, patience: float = 0.0) -> None:
         """`cascade`: its instances too; it answers when they are gone, for which it has `patience` seconds more."""
-        await self._call("DELETE", _path("apps", app), query={"cascade": "1"} if cascade else {}, patience=patience)
+        await self._asking.call("DELETE", _path("apps", app), query={"cascade": "1"} if cascade else {}, patience=patience)
 
     async def publish_app(self, app: str) -> Object:
         """Makes the branch's own definition the neighbourhood's."""
-        return await self._object("POST", _path("apps", app, "actions", "publish"))
+        return await self._asking.object("POST", _path("apps", app, "actions", "publish"))
 
     async def adopt_app(self, app: str) -> Object:
         """Drops the branch's own definition for the neighbourhood's."""
-        return await self._object("POST", _path("apps", app, "actions", "adopt"))
+        return await self._asking.object("POST", _path("apps", app, "actions", "adopt"))
 
     async def queues(self, app: str) -> Object:
-        return await self._list(_path("apps", app, "queues"))
+        return await self._asking.list(_path("apps", app, "queues"))
 
     async def queue(self, app: str, queue: str) -> Object:
-        return await self._object("GET", _path("apps", app, "queues", queue))
+        return await self._asking.object("GET", _path("apps", app, "queues", queue))
 
     async def put_queue(self, app: str, queue: str, declaration: Object) -> Object:
-        return await self._object("PUT", _path("apps", app, "queues", queue), declaration)
+        return await self._asking.object("PUT", _path("apps", app, "queues", queue), declaration)
 
     async def delete_queue(self, app: str, queue: str) -> None:
-        await self._call("DELETE", _path("apps", app, "queues", queue))
+        await self._asking.call("DELETE", _path("apps", app, "queues", queue))
 
     # instances
 
     async def instances(self, app: str | None = None) -> Object:
-        return await self._list("/v1/instances" if app is None else _path("apps", app, "instances"))
+        return await self._asking.list("/v1/instances" if app is None else _path("apps", app, "instances"))
 
     async def instance(self, app: str, name: str) -> Object:
-        return await self._object("GET", _instance(app, name))
+        return await self._asking.object("GET", _instance(app, name))
 
     async def create_instance(
         self, app: str, body: Object, *, key: str | None = None, wait: float | None = None
     ) -> Object:
         """`body` is a spec, with "name" or without. The same `key` (Idempotency-Key) creates once."""
         headers = {"Idempotency-Key": key} if key is not None else {}
-        return await self._object("POST", _path("apps", app, "instances"), body, headers=headers, wait=wait)
+        return await self._asking.object("POST", _path("apps", app, "instances"), body, headers=headers, wait=wait)
 
     async def create_instances(
         self, app: str, body: Object, count: int, *, key: str | None = None, wait: float | None = None
@@ -215,53 +203,53 @@ class BranchdClient:
     async def put_instance(
         self, app: str, name: str, spec: Object, *, match: str | None = None, wait: float | None = None
     ) -> Object:
-        return await self._object("PUT", _instance(app, name), spec, match=match, wait=wait)
+        return await self._asking.object("PUT", _instance(app, name), spec, match=match, wait=wait)
 
     async def patch_instance(
         self, app: str, name: str, patch: Object, *, match: str | None = None, restart: bool = False
     ) -> Object:
         query = {"restart": "now"} if restart else {}
-        return await self._object("PATCH", _instance(app, name), patch, query=query, match=match)
+        return await self._asking.object("PATCH", _instance(app, name), patch, query=query, match=match)
 
     async def delete_instance(self, app: str, name: str, *, wait: float | None = None) -> bool:
         """True when it is gone, False while its stop plan still runs."""
-        return await self._call("DELETE", _instance(app, name), wait=wait) == 204
+        return await self._asking.call("DELETE", _instance(app, name), wait=wait) == 204
 
     async def start(self, app: str, name: str, *, wait: float | None = None) -> Object:
-        return await self._object("POST", _instance(app, name, "actions", "start"), wait=wait)
+        return await self._asking.object("POST", _instance(app, name, "actions", "start"), wait=wait)
 
     async def stop(self, app: str, name: str, *, wait: float | None = None) -> Object:
-        return await self._object("POST", _instance(app, name, "actions", "stop"), wait=wait)
+        return await self._asking.object("POST", _instance(app, name, "actions", "stop"), wait=wait)
 
     async def restart(self, app: str, name: str, *, wait: float | None = None) -> Object:
-        return await self._object("POST", _instance(app, name, "actions", "restart"), wait=wait)
+        return await self._asking.object("POST", _instance(app, name, "actions", "restart"), wait=wait)
 
     async def signal(self, app: str, name: str, signal: str) -> Object:
-        return await self._object("POST", _instance(app, name, "actions", "signal"), {"signal": signal})
+        return await self._asking.object("POST", _instance(app, name, "actions", "signal"), {"signal": signal})
 
     async def explain(self, app: str, name: str) -> Object:
         """How it was placed, or why it was not; 404 where no branch remembers."""
-        return await self._object("GET", _instance(app, name, "explain"))
+        return await self._asking.object("GET", _instance(app, name, "explain"))
 
     async def stats(self, app: str, name: str) -> Object:
-        return await self._object("GET", _instance(app, name, "stats"))
+        return await self._asking.object("GET", _instance(app, name, "stats"))
 
     # what a Celery worker does
 
     async def consumers(self, app: str, name: str) -> Object:
-        return await self._list(_instance(app, name, "queues"))
+        return await self._asking.list(_instance(app, name, "queues"))
 
     async def add_consumer(self, app: str, name: str, queue: str) -> Object:
-        return await self._object("PUT", _instance(app, name, "queues", queue))
+        return await self._asking.object("PUT", _instance(app, name, "queues", queue))
 
     async def cancel_consumer(self, app: str, name: str, queue: str) -> None:
-        await self._call("DELETE", _instance(app, name, "queues", queue))
+        await self._asking.call("DELETE", _instance(app, name, "queues", queue))
 
     async def autoscale(self, app: str, name: str) -> Object:
-        return await self._object("GET", _instance(app, name, "autoscale"))
+        return await self._asking.object("GET", _instance(app, name, "autoscale"))
 
     async def set_autoscale(self, app: str, name: str, least: int, most: int) -> Object:
-        return await self._object("PUT", _instance(app, name, "autoscale"), {"min": least, "max": most})
+        return await self._asking.object("PUT", _instance(app, name, "autoscale"), {"min": least, "max": most})
 
     # what goes on
 
@@ -288,7 +276,7 @@ class BranchdClient:
         given = {"tail": tail, "since": since, "grep": grep, "offset": offset, "length": length}
         query |= {name: str(value) for name, value in given.items() if value is not None}
         query |= {name: "1" for name, on in (("follow", follow), ("ignore_case", ignore_case)) if on}
-        async with self._request("GET", _instance(app, name, "logs"), query=query, accept="text/plain") as answer:
+        async with self._asking.request("GET", _instance(app, name, "logs"), query=query, accept="text/plain") as answer:
             async for piece in answer.pieces():
                 yield piece
 
@@ -310,83 +298,14 @@ class BranchdClient:
         query: dict[str, str | Sequence[str]] = {"follow": str(int(follow)), "type": types}
         given = {"after": after, "tail": tail, "app": app, "instance": instance}
         query |= {name: str(value) for name, value in given.items() if value is not None}
-        async with self._request("GET", "/v1/events", query=query, accept="application/x-ndjson") as answer:
+        async with self._asking.request("GET", "/v1/events", query=query, accept="application/x-ndjson") as answer:
             async for line in lines(answer.pieces()):
-                yield _object(answer, line)
+                yield parsed(answer, line)
 
     async def last_event(self) -> int:
         """The id of the newest event; 0 where there is none."""
         async with aclosing(self.events(tail=1, follow=False)) as stream:
             return max([int(event["id"]) async for event in stream], default=0)
-
-    # how it is asked
-
-    @asynccontextmanager
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        body: Object | None = None,
-        *,
-        query: Mapping[str, str | Sequence[str]] | None = None,
-        headers: Mapping[str, str] | None = None,
-        match: str | None = None,
-        wait: float | None = None,
-        patience: float = 0.0,
-        accept: str = "application/json",
-    ) -> AsyncIterator[Answer]:
-        asked = dict(query or {}) | ({} if wait is None else {"wait": f"{wait:g}s"})
-        if self._local:
-            asked["local"] = "1"
-        if self._branch is not None and path.startswith("/v1/"):
-            asked["branch"] = self._branch
-        sent = {"Accept": accept} | dict(headers or {})
-        if self._token is not None:
-            sent["Authorization"] = f"Bearer {self._token}"
-        if match is not None:
-            sent["If-Match"] = match
-        content = None
-        if body is not None:
-            content = json.dumps(body).encode()
-            sent["Content-Type"] = "application/json"
-        target = path + ("?" + urlencode(asked, doseq=True) if asked else "")
-        timeout = self._timeout + patience + (wait or 0)
-        async with exchange(self._endpoint, method, target, sent, content, timeout) as answer:
-            if answer.status >= 400:
-                raise ApiProblem.of(answer.status, _document(answer, await answer.read()))
-            yield answer
-
-    async def _object(self, method: str, path: str, body: Object | None = None, **options: Any) -> Object:
-        async with self._request(method, path, body, **options) as answer:
-            return _object(answer, await answer.read())
-
-    async def _call(self, method: str, path: str, **options: Any) -> int:
-        async with self._request(method, path, **options) as answer:
-            await answer.read()
-            return answer.status
-
-    async def _holds(self, path: str) -> bool:
-        try:
-            await self._call("GET", path)
-        except ApiProblem as problem:
-            if problem.status != 503:
-                raise
-            return False
-        return True
-
-    async def _list(self, path: str, filters: Mapping[str, str] | None = None) -> Object:
-        """All pages as one: {items, next: None, partial, unreachable}."""
-        items: list[Any] = []
-        partial, unreachable, cursor = False, list[str](), None
-        while True:
-            query = {**(filters or {}), "limit": str(PAGE)} | ({"cursor": cursor} if cursor else {})
-            page = await self._object("GET", path, query=query)
-            items += page["items"]
-            partial = partial or page.get("partial", False)
-            unreachable += [name for name in page.get("unreachable", ()) if name not in unreachable]
-            cursor = page.get("next")
-            if not cursor:
-                return {"items": items, "next": None, "partial": partial, "unreachable": unreachable}
 
 
 def _path(*steps: str) -> str:
@@ -395,21 +314,3 @@ def _path(*steps: str) -> str:
 
 def _instance(app: str, name: str, *steps: str) -> str:
     return _path("apps", app, "instances", name, *steps)
-
-
-def _object(answer: Answer, content: bytes) -> Object:
-    """ApiProblem where it is none."""
-    document = _document(answer, content)
-    if not isinstance(document, dict):
-        raise ApiProblem.of(answer.status, None)
-    return document
-
-
-def _document(answer: Answer, content: bytes) -> Any:
-    """None where it is not JSON."""
-    if "json" not in answer.headers.get("content-type", ""):
-        return None
-    try:
-        return json.loads(content)
-    except ValueError:
-        return None

@@ -1,6 +1,6 @@
 """The restart policy: an instance ended unasked; again, and when, or no more?
 
-Only the decision. Acting on it is the automaton's (lifecycle.py).
+Only the decision. Acting on it is the automaton's (automaton.py).
 """
 
 from dataclasses import dataclass

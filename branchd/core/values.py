@@ -1,6 +1,6 @@
 """The small values that every room speaks of: who an instance is, what a process is, how one ended.
 
-Specs stand in spec.py, the automaton in lifecycle.py. No behaviour beyond what the value itself tells.
+Specs stand in spec.py, the states of an instance in lifecycle.py. No behaviour beyond what the value itself tells.
 """
 
 import signal  # the names of signals only: nothing is sent from here

@@ -1,4 +1,4 @@
-"""Draws the automaton of an instance from branchd.core.lifecycle's own tables, as the documentation is built.
+"""Draws the automaton of an instance from branchd.core.automaton's own tables, as the documentation is built.
 
 Only where the states stand in the picture, and how an arrow bends, is decided here. Everything else is read; a state
 that has no place below fails the build.
@@ -11,7 +11,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from branchd.core.lifecycle import ANSWERS, HELD, TABLE, Cell, Question, State, Symbol, edges
+from branchd.core.automaton import ANSWERS, HELD, TABLE, Cell, Question
+from branchd.core.lifecycle import State, Symbol
 
 
 class Point(NamedTuple):
@@ -51,10 +52,20 @@ Arrow = tuple[State, State]
 
 
 def arrows() -> dict[Arrow, list[str]]:
-    """From where to where, and each label that leads there, in the tables' order."""
+    """Every transition that changes the state: from where to where, and each label that leads there, in the tables' order.
+
+    The labels of a question carry its answers.
+    """
     found: dict[Arrow, list[str]] = {}
-    for edge in edges():
-        found.setdefault((edge.source, edge.target), []).append(edge.label)
+    for source, row in (*TABLE.items(), (State.STARTING, HELD)):
+        for symbol, cell in row.items():
+            if isinstance(cell, Cell):
+                choices = [(symbol.value, cell)]
+            else:
+                choices = [(f"{symbol}: {answer}", choice) for answer, choice in ANSWERS[cell].items()]
+            for label, choice in choices:
+                if choice.to is not source:
+                    found.setdefault((source, choice.to), []).append(label)
     return found
 
 

@@ -32,6 +32,8 @@ def test_the_manager_hears_each_message(manager: tuple[socket.socket, str]) -> N
     assert listener.recv(100) == b"WATCHDOG=1"
     notifier.stopping()
     assert listener.recv(100) == b"STOPPING=1"
+    notifier.reloading()
+    assert listener.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
 
 
 def test_a_status_stays_one_line(manager: tuple[socket.socket, str]) -> None:
@@ -42,8 +44,10 @@ def test_a_status_stays_one_line(manager: tuple[socket.socket, str]) -> None:
 
 def test_the_managers_variables_do_not_stay_for_children() -> None:
     environment = {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1", "PATH": "/bin"}
-    Notifier(environment)
+    notifier = Notifier(environment)
     assert environment == {"PATH": "/bin"}
+    # but an image that takes this process's place needs them
+    assert notifier.environment == {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"}
 
 
 def test_nothing_is_sent_where_nobody_asked_and_nothing_breaks_where_nobody_listens(tmp_path: Path) -> None:

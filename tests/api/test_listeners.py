@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -20,6 +20,7 @@ import pytest
 
 from branchd.api import accepting
 from branchd.api.accepting import Acceptor
+from branchd.api.listeners import Given
 from branchd.api.server import Server
 from branchd.api.settings import HttpSettings, TcpListener, UnixListener, parse_listener
 from branchd.branch.service import Service
@@ -320,3 +321,73 @@ def test_the_server_is_imported_without_what_only_documents_and_clients_need() -
     program = "import sys, branchd.api.server; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert not {"click", "rich_click", "psutil", "kombu", "sqlite3", "celery"} & set(loaded)
+
+
+# Sockets that are open already
+
+
+async def test_who_connects_while_no_server_is_there_is_answered_by_the_next(branch: Service, tmp_path: Path) -> None:
+    path = str(tmp_path / "api.sock")
+    first = Server(branch, HttpSettings(listen=(f"unix:{path}", ":0"), socket_group=GROUP))
+    await first.start()
+    addresses, inode = first.addresses, os.stat(path).st_ino
+    await first.release()
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    given = first.hand_over()
+    await first.stop()
+    second = Server(branch, HttpSettings(listen=(":0", f"unix:{path}"), socket_group=GROUP), given)
+    await second.start()
+    try:
+        assert b" 200 " in await reader.readline()
+        assert (set(second.addresses), os.stat(path).st_ino) == (set(addresses), inode)
+    finally:
+        writer.close()
+        await second.stop()
+    assert not (tmp_path / "api.sock").exists()
+
+
+async def test_what_is_asked_on_a_connection_that_is_open_is_answered_and_ends_it(
+    branch: Service, tmp_path: Path
+) -> None:
+    async with serving(branch, f"unix:{tmp_path}/api.sock") as server:
+        kept = await asyncio.open_unix_connection(f"{tmp_path}/api.sock")
+        kept[1].write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head = await kept[0].readuntil(b"\r\n\r\n")
+        await kept[0].readuntil(b"}")
+        assert b"close" not in head
+        releasing = asyncio.create_task(server.release())
+        await asyncio.sleep(0)
+        kept[1].write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"Connection: close" in await kept[0].readuntil(b"\r\n\r\n")
+        assert await kept[0].read() != b""
+        await releasing
+        kept[1].close()
+
+
+async def test_a_socket_of_the_service_managers_is_used_and_its_path_left_there(
+    branch: Service, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "api.sock")
+    made, unused = socket.socket(socket.AF_UNIX), socket.create_server(("127.0.0.1", 0))
+    made.bind(path)
+    made.listen()
+    os.chmod(path, 0o600)
+    server = Server(branch, HttpSettings(listen=(f"unix:{path}",)), (Given(made, False), Given(unused, False)))
+    await server.start()
+    assert server.addresses == (f"unix:{path}",)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600  # as the unit says
+    assert unused.fileno() == -1
+    await server.stop()
+    assert (tmp_path / "api.sock").exists()
+
+
+async def test_an_address_that_is_no_longer_asked_for_is_given_up(branch: Service, tmp_path: Path) -> None:
+    first = Server(branch, HttpSettings(listen=(f"unix:{tmp_path}/old.sock",), socket_group=GROUP))
+    await first.start()
+    await first.release()
+    async with AsyncExitStack() as stack:
+        second = Server(branch, HttpSettings(listen=(":0",)), first.hand_over())
+        await second.start()
+        stack.push_async_callback(second.stop)
+        assert not (tmp_path / "old.sock").exists()

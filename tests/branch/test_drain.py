@@ -315,11 +315,13 @@ async def test_what_is_deleted_while_its_name_is_handed_over_is_nowhere_after_it
 
 
 @simulate
-async def test_two_that_a_lost_hand_over_left_are_settled_after_the_next_connection_named_or_not() -> None:
+@pytest.mark.parametrize("name", ["a", None])
+@pytest.mark.parametrize("last", ["the old one", "its replacement"])
+async def test_two_that_a_lost_hand_over_left_are_settled_whoever_connects_last(last: str, name: str | None) -> None:
     async with neighbourhood(2, slots=[8, 8]) as both:
         await both.advance(10)
         await both.put_app(0, "web")
-        made = await both.create(0, "web")
+        made = await both.create(0, "web", name)
         assert isinstance(made, str)
         at = both.where("web", made)[0]
         old, new = both.machines[at], both.machines[1 - at]
@@ -332,12 +334,16 @@ async def test_two_that_a_lost_hand_over_left_are_settled_after_the_next_connect
         await both.advance(10)
         await old.call(lambda entrance: entrance.undrain())
         await both.crash(old.number)
-        await both.restart(old.number)
-        await both.advance(30)
         both.stop_broker()
-        await both.advance(5)
+        await both.restart(old.number)
+        late = old if last == "the old one" else new
+        both.partition(late.number)
         both.start_broker()
-        await both.advance(60)
+        await both.advance(10)
+        assert [machine.connected for machine in both.machines] == [machine is not late for machine in both.machines]
+        assert both.where("web", made) == [0, 1]
+        both.heal(late.number)
+        await both.advance(10)
         assert both.where("web", made) == [old.number]
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from branchd.core.health import Phase
-from branchd.core.lifecycle import HINT, State
+from branchd.core.automaton import HINT
+from branchd.core.lifecycle import State
 from branchd.core.spec import Probe
 from branchd.core.values import Exit
 from branchd.wire.agent import Heartbeat

@@ -38,6 +38,11 @@ async def reloaded(branch: RunningBranch) -> None:
     await until(anew, 60, "the new code")
 
 
+def open_files(pid: int) -> str:
+    """The limit of a process."""
+    return next(line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "open files" in line)
+
+
 def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
@@ -62,6 +67,7 @@ async def test_a_reload_keeps_pid_processes_exit_codes_and_descriptors(make_bran
     # what the next image is told is for it alone
     after = await create(branch, "after")
     assert "BRANCHD_INHERITED" not in Path(f"/proc/{after}/environ").read_text()  # noqa: ASYNC240
+    assert open_files(after) == open_files(worker)
     inherited = [os.readlink(f"/proc/{after}/fd/{fd}") for fd in os.listdir(f"/proc/{after}/fd")]
     assert not [name for name in inherited if name.startswith("socket:") or name.endswith("/lock")]
     assert branch.stop() == 0

@@ -1,8 +1,8 @@
 """A program: asks a daemon again and again, over its unix socket and TCP, and tells what was not answered.
 
-    python load.py REQUESTS_A_SECOND UNIX_PATH HOST:PORT     (one of the two may be "-")
+    python load.py REQUESTS_A_SECOND UNIX_PATH HOST:PORT (one of the two may be "-")
 
-It asks until its standard input ends, and then prints {"answered": N, "failures": {why: N}, "slowest": seconds} as JSON.
+It asks until its standard input ends, and then prints {"answered": N, "failures": {why: N}, "slowest": seconds}, JSON.
 Half of the clients connect for each request; the others keep their connection as long as they are let.
 """
 

@@ -81,12 +81,15 @@ async def _send_events(
 ) -> None:
     await response.prepare(call.request)
     async with response, aclosing(items):
-        await response.write(RETRY)
-        async for item in items:
-            if isinstance(item, Reset):
-                await response.send(encoded({"last": item.last}).decode(), id=str(item.last), event="reset")
-            elif _wanted(call, item):
-                await response.send(encoded(render_event(item)).decode(), id=str(item.id), event=item.type)
+        try:
+            async for item in items:
+                if isinstance(item, Reset):
+                    await response.send(encoded({"last": item.last}).decode(), id=str(item.last), event="reset")
+                elif _wanted(call, item):
+                    await response.send(encoded(render_event(item)).decode(), id=str(item.id), event=item.type)
+        finally:
+            if call.house.streams.closing:
+                await response.write(RETRY)
 
 
 async def _send_lines(

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
@@ -16,7 +17,7 @@ from branchd.branch.fleet import Fleet
 from branchd.branch.mesh.link import Link
 from branchd.branch.mesh.replicas import MARK
 from branchd.branch.operations import Operations, Progress
-from branchd.branch.records import InstanceRecord, Remember, RemoveOutcome
+from branchd.branch.records import InstanceRecord, Put, Remember, RemoveOutcome
 from branchd.branch.supervisor import Supervisor
 from branchd.core.access import Principal, Scope
 from branchd.core.errors import BranchdError, Conflict, NoRoute, Unavailable
@@ -164,6 +165,7 @@ class Draining:
     async def _move(self, supervisor: Supervisor) -> str:
         """The name of the branch that has it now."""
         key, request = supervisor.key, self._request(supervisor.record)
+        await self._mark_named(supervisor)
         self._moves(key)
         offering = asyncio.ensure_future(self._offer(supervisor, request))
         try:
@@ -175,6 +177,20 @@ class Draining:
             await asyncio.shield(self._take_back(offering, request))
             self._stays(key)
             raise
+
+    async def _mark_named(self, supervisor: Supervisor) -> None:
+        """Commits that its name is asked for after each connection, as its replacement's is. StorageFailed.
+
+        Where a hand-over's answer is lost, two have the name, and only who connects last finds the other one.
+        """
+        async with self._fleet.lock(supervisor.key.app):
+            record = supervisor.record
+            if record.placed is None or record.placed.named or record.deleting:
+                return
+            named = replace(record, placed=replace(record.placed, named=True))
+            await self._fleet.journal.commit(Put(named))
+            spec = supervisor.spec
+            supervisor.redefine(named, spec, self._fleet.definitions.declarations(record.key.app, spec))
 
     def _request(self, old: InstanceRecord) -> str:
         """The same after the daemon's crash: what was placed before it is found again. A replica's is one's too."""

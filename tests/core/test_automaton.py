@@ -7,26 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from branchd.core.lifecycle import (
-    ANSWERS,
-    HELD,
-    HINT,
-    KILL_AGAIN,
-    OURS_AGAIN,
-    TABLE,
-    Cell,
-    Event,
-    Kill,
-    Machine,
-    Policy,
-    Question,
-    Signal,
-    Spawn,
-    State,
-    Symbol,
-    edges,
-    step,
-)
+from branchd.core.automaton import ANSWERS, HELD, HINT, KILL_AGAIN, OURS_AGAIN, TABLE, Cell, Question, step
+from branchd.core.lifecycle import Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol
 from branchd.core.ordering import Hold
 from branchd.core.spec import Restart, RestartPolicy, StopStep, Wanted
 from branchd.core.values import Exit
@@ -269,8 +251,15 @@ def test_every_question_has_its_answers_and_every_state_an_arrow_out():
     cells += [cell for answers in ANSWERS.values() for cell in answers.values()]
     asked = {cell if isinstance(cell, Question) else cell.then for cell in cells} - {None}
     assert asked == set(ANSWERS) == set(Question)
-    assert {edge.source for edge in edges()} == {edge.target for edge in edges()} == set(State)
     assert all(isinstance(cell, Cell) for answers in ANSWERS.values() for cell in answers.values())
+    ways = [
+        (state, choice.to)
+        for state, row in (*TABLE.items(), (State.STARTING, HELD))
+        for cell in row.values()
+        for choice in (ANSWERS[cell].values() if isinstance(cell, Question) else [cell])
+        if choice.to is not state
+    ]
+    assert {source for source, _ in ways} == {target for _, target in ways} == set(State)
 
 
 class World(RuleBasedStateMachine):
