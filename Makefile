@@ -5,8 +5,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-#: systemd boots in namespaces for the tests of deploy/; the brokers are started by the tests themselves, on loopback
-PACKAGES := curl dbus iproute2 openssl rabbitmq-server redis-server systemd util-linux
+#: systemd boots in namespaces for the tests of deploy/, where our package is built and installed (adduser, python3-venv);
+#: the brokers are started by the tests themselves, on loopback
+PACKAGES := adduser curl dbus iproute2 openssl python3-venv rabbitmq-server redis-server systemd util-linux
 
 .PHONY: help demo test faults soak sim check lint types rooms docs bench deb lock clean
 
@@ -68,7 +69,7 @@ LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --
   --custom-compile-command "make lock"
 
 clean:
-	rm -rf .venv docs/_build
+	rm -rf .venv dist docs/_build
 
 # branchd itself goes in last, editable, and builds with the locked hatchling.
 .venv/.demo .venv/.dev: .venv/.%: requirements/%.txt pyproject.toml | .venv/bin/python

@@ -32,10 +32,14 @@ class Cgroup:
     folder: Path
 
     def open(self) -> int:
-        """Makes it; a descriptor of its folder, to begin in. OSError when the kernel does not let us."""
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self.folder)
-        return os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        """Makes it, where it is not there; a descriptor of its folder, to begin in. OSError: the kernel refuses it."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            return os.open(self.folder, flags)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.folder)
+            return os.open(self.folder, flags)
 
     def kill(self) -> bool:
         """KILL to all that is in it or below; False when that is not to be had, True also when the folder is gone."""
@@ -73,7 +77,8 @@ class Cgroup:
     def _figures(self, name: str) -> dict[str, int]:
         """Lines of a name and a number, or a number alone, whose name is empty; none where there is no such file."""
         try:
-            lines = (self.folder / name).read_text(encoding="ascii").splitlines()
+            with open(f"{self.folder}/{name}", "rb", buffering=0) as file:
+                lines = file.read().decode("ascii").splitlines()
         except OSError:
             return {}
         return {line.rpartition(" ")[0]: int(line.rpartition(" ")[2]) for line in lines}

@@ -87,7 +87,7 @@ class _Errand:
         self._mark = f"errand-{uuid.uuid4().hex}"
         self._written = 0
         self._tail = b""
-        self._output, output = os.pipe()
+        self._output, output = _pipe()
         os.set_blocking(self._output, False)
         try:
             self._pid = _start(launch, self._mark, stdin, output)
@@ -199,6 +199,14 @@ def _start(launch: Launch, mark: str, stdin: bytes | None, output: int) -> int:
             os.close(given)
     child.returncode = 0  # Popen must neither wait for it nor warn about it
     return child.pid
+
+
+def _pipe() -> tuple[int, int]:
+    """SpawnFailed."""
+    try:
+        return os.pipe()
+    except OSError as error:
+        raise SpawnFailed(f"a program's output cannot be read: {error.strerror}", ours=error.errno in OURS) from error
 
 
 def _pidfd(pid: int) -> int:

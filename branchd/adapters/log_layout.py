@@ -28,6 +28,7 @@ from branchd.adapters import log_packing
 FOLDER_MODE = 0o750
 FILE_MODE = 0o640
 
+_ROOT_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC  # may be a link: it is the operator's
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ARCHIVE = re.compile(r"\.(\d{20})(?:\.(\d+)\.(copying|cut|punched|truncate)|\.(packing|gz))?", re.ASCII)
 
@@ -73,15 +74,23 @@ def inner_folder(root: Path, *parts: str, create: bool = False) -> Iterator[int]
     for part in parts:
         if part in ("", ".", "..") or "/" in part or "\0" in part:
             raise ValueError(f"{part!r} cannot be the name of a folder")
-    if create:
+    try:
+        folder = os.open(root, _ROOT_FLAGS)
+    except FileNotFoundError:
+        if not create:
+            raise
         root.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
-    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # may be a link: it is the operator's
+        folder = os.open(root, _ROOT_FLAGS)
     try:
         for part in parts:
-            if create:
+            try:
+                inner = os.open(part, _FOLDER_FLAGS, dir_fd=folder)
+            except FileNotFoundError:
+                if not create:
+                    raise
                 with suppress(FileExistsError):
                     os.mkdir(part, FOLDER_MODE, dir_fd=folder)
-            inner = os.open(part, _FOLDER_FLAGS, dir_fd=folder)
+                inner = os.open(part, _FOLDER_FLAGS, dir_fd=folder)
             os.close(folder)
             folder = inner
         yield folder

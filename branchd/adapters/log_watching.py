@@ -10,12 +10,15 @@ Archives are compressed when they have stayed for a while: in a burst most are d
 """
 
 import asyncio
+import heapq
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import TypeVar
 
 import structlog
@@ -60,6 +63,7 @@ class Watched:
     looked: float = 0
     size: int = -1  #: of the live file at the last look, with its hole; -1: look thoroughly, whatever it is now
     backlog: int | None = None  #: bytes of data that it held after the last look
+    left: bool = False  #: nobody looks after it any more
 
     def look(self) -> None:
         """Rotates when it is time to, and says when to look again. Blocks; raises no OSError."""
@@ -110,6 +114,8 @@ class LogWatch:
 
     def __init__(self) -> None:
         self._watched: dict[Key, tuple[Watched, ...]] = {}
+        self._queue: list[tuple[float, int, Key, Watched]] = []  #: a heap, by when it is due; the number ends a tie
+        self._numbers = count()
         self._rotating = ThreadPoolExecutor(1, thread_name_prefix="log-rotation")
         self._packing = ThreadPoolExecutor(1, thread_name_prefix="log-packing", initializer=_be_nice)
         self._timer: asyncio.TimerHandle | None = None
@@ -119,13 +125,21 @@ class LogWatch:
 
     def watch(self, key: Key, logs: tuple[RotatedLog, ...], rotate_at: int, keep: int, *, pack: bool) -> None:
         """At least one archive is always kept. What an earlier daemon left half done is set right at once."""
+        before = self._watched.get(key, ())
+        if [(it.log, it.rotate_at, it.keep, it.packs) for it in before] == [(log, rotate_at, keep, pack) for log in logs]:
+            return
+        for watched in before:
+            watched.left = True
         now = time.monotonic()
         self._watched[key] = tuple(Watched(log, rotate_at, keep, now, now if pack else None, pack) for log in logs)
-        self._wake_at(now)
+        for watched in self._watched[key]:
+            self._await(key, watched)
+        self._wake()
 
     def forget(self, key: Key) -> None:
         """After a last look: what a program wrote just before it ended is rotated too, and all is packed."""
         for watched in self._watched.pop(key, ()):
+            watched.left = True
             self._rotating.submit(watched.look)
             if watched.packs and not self._closed:
                 self._rotating.submit(self._pack, key, watched, 0)
@@ -152,26 +166,37 @@ class LogWatch:
         for threads in (self._rotating, self._packing):
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
-    def _wake_at(self, due: float) -> None:
+    def _await(self, key: Key, watched: Watched) -> None:
+        heapq.heappush(self._queue, (watched.due, next(self._numbers), key, watched))
+
+    def _wake(self) -> None:
         """One timer for all logs, set to the earliest; none while a round runs, which sets it when it ends."""
-        if self._round is not None or (self._timer is not None and self._timer.when() <= due):
+        if self._round is not None or not self._queue:
             return
+        due = self._queue[0][0]
         if self._timer is not None:
+            if self._timer.when() <= due:
+                return
             self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(due - time.monotonic(), 0), self._start_round)
+        self._timer = asyncio.get_running_loop().call_later(max(due - time.monotonic(), 0), self._start_round)
 
     def _start_round(self) -> None:
         self._timer = None
         soon = time.monotonic() + FLOOR
-        due = [(key, watched) for key, logs in self._watched.items() for watched in logs if watched.due <= soon]
+        due = []
+        while self._queue and self._queue[0][0] <= soon:
+            _, _, key, watched = heapq.heappop(self._queue)
+            if not watched.left:
+                due.append((key, watched))
         self._round = asyncio.get_running_loop().run_in_executor(self._rotating, self._look_at, due)
-        self._round.add_done_callback(self._end_round)
+        self._round.add_done_callback(partial(self._end_round, due))
 
-    def _end_round(self, ended: asyncio.Future[None]) -> None:
+    def _end_round(self, looked: list[tuple[Key, Watched]], ended: asyncio.Future[None]) -> None:
         self._round = None
-        if self._watched:
-            self._wake_at(min(watched.due for logs in self._watched.values() for watched in logs))
+        for key, watched in looked:
+            if not watched.left:
+                self._await(key, watched)
+        self._wake()
         if not ended.cancelled():
             ended.result()  # a bug, and nothing else, is raised here
 

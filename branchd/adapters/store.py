@@ -1,7 +1,11 @@
 """The store: one SQLite file, owned by one thread, which commits in groups.
 
-While one commit waits for the disk, the writes that come meanwhile are gathered, and the next commit takes them all.
-Each write stands in a savepoint of its own, so that one that fails takes nothing of its neighbours with it.
+While one commit is made, the writes that come meanwhile are gathered, and the next one takes them all. Where one of
+them fails, all are made again, each in a savepoint of its own, so that it takes nothing of its neighbours with it.
+
+A commit waits for the disk where a caller of it asks for that. Without, it is in the kernel's hands when the caller
+goes on: the daemon may be killed then, and only the machine's own end takes it away. So a start of a machine finds what
+was asked for, and what happened by itself but for the last of it: docs/decisions tells why that is enough.
 
 What belongs here: the file and its migrations, the thread, and words for its failures. What the tables hold stands in
 store_tables.py.
@@ -20,7 +24,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from branchd.adapters.store_tables import apply, first_event, read_all, read_events
+from branchd.adapters import proc
+from branchd.adapters.store_tables import apply, enter_boot, event_before, first_event, read_all, read_events
 from branchd.branch.records import Change, EventRecord, Snapshot
 from branchd.core.errors import Conflict, Fatal, StorageFailed
 
@@ -46,6 +51,7 @@ class _Job:
 
     work: _Work
     writes: bool
+    durable: bool
     done: asyncio.Future[Any]
 
 
@@ -63,7 +69,9 @@ class SqliteStore:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "branchd.db"
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[list[_Job] | None] = SimpleQueue()
+        self._waiting: list[_Job] = []  #: for the thread to be done with what it has
+        self._busy = False
         self._thread: threading.Thread | None = None
         self._place = (0, 0)  #: device and inode of the file
 
@@ -100,13 +108,13 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise Fatal(f"{self.path} cannot be read: {error}", _advice(error)) from error
 
-    async def write(self, *changes: Change) -> None:
-        """Commits all of them or none, in the order of the calls, and returns when that is durable.
+    async def write(self, *changes: Change, durable: bool = True) -> None:
+        """Commits all of them or none, in the order of the calls, and returns when that is done.
 
-        StorageFailed where nothing was kept; Conflict for a queue without its app or a run without its instance.
+        `durable`: a power cut does not take it away either. StorageFailed where nothing was kept; Conflict for a queue without its app or a run without its instance.
         A caller that is cancelled while it waits takes nothing back: the changes are committed all the same.
         """
-        await self._ask(partial(_apply_all, changes), writes=True)
+        await self._ask(partial(_apply_all, changes), writes=True, durable=durable)
 
     async def events(self, after: int, limit: int) -> Sequence[EventRecord]:
         """The next events with an id above `after`, oldest first; StorageFailed."""
@@ -116,9 +124,14 @@ class SqliteStore:
         """The lowest id that is still kept, 0 when none is; StorageFailed."""
         return await self._ask(first_event)
 
+    async def event_before(self, last: int, count: int) -> int:
+        """The id after which the last `count` events up to `last` follow, 0 when all do; StorageFailed."""
+        return await self._ask(partial(event_before, last=last, count=count))
+
     def close(self) -> None:
         """Commits what was asked for before, then lets go of the file."""
         if self._thread is not None:
+            self._hand_over()
             self._jobs.put(None)
             self._thread.join()
             self._thread = None
@@ -130,6 +143,7 @@ class SqliteStore:
             raise Fatal(f"{self.path} is damaged: {verdict}", "restore a backup of the file")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('branch_id', ?)", (os.urandom(16).hex(),))
+        enter_boot(connection, proc.boot_id())
         return read_all(connection)
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
@@ -141,43 +155,77 @@ class SqliteStore:
             steps = ("BEGIN IMMEDIATE;", migrations[number], f"PRAGMA user_version = {number};", "COMMIT;")
             connection.executescript("\n".join(steps))
 
-    async def _ask(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = False) -> T:
+    async def _ask(
+        self, work: Callable[[sqlite3.Connection], T], *, writes: bool = False, durable: bool = False
+    ) -> T:
         if self._thread is None:
             raise StorageFailed("the store is closed")
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_Job(work, writes, done))
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        self._waiting.append(_Job(work, writes, durable, done))
+        if not self._busy:
+            # Not at once: to wake a thread costs more than what most of them ask for, so that a round of the loop
+            # asks for all at a time.
+            self._busy = True
+            loop.call_soon(self._hand_over)
         return await done
+
+    def _hand_over(self) -> None:
+        jobs, self._waiting = self._waiting, []
+        self._busy = bool(jobs)
+        if jobs:
+            self._jobs.put(jobs)
 
     def _serve(self, connection: sqlite3.Connection) -> None:
         """The thread: takes all that waits, commits it together, reads, answers."""
         with contextlib.closing(connection):
-            closing = False
-            while not closing:
-                waiting = [self._jobs.get()]
-                while not self._jobs.empty():
-                    waiting.append(self._jobs.get())
-                closing = None in waiting
-                jobs = [job for job in waiting if job is not None]
+            while (jobs := self._jobs.get()) is not None:
                 writes = [job for job in jobs if job.writes]
-                if writes:
-                    _answer(writes, self._commit(connection, writes))
+                reads = [job for job in jobs if not job.writes]
+                answers = list(zip(writes, self._commit(connection, writes) if writes else (), strict=True))
                 # After the writes, so that a reader sees what it has asked to be written.
-                for job in jobs:
-                    if not job.writes:
-                        _answer([job], [self._outcome(job.work, connection)])
+                answers += [(job, self._outcome(job.work, connection)) for job in reads]
+                with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
+                    jobs[0].done.get_loop().call_soon_threadsafe(self._answer, answers)
+
+    def _answer(self, answers: Sequence[tuple[_Job, _Outcome]]) -> None:
+        self._hand_over()
+        for job, outcome in answers:
+            if job.done.done():
+                continue  # its caller was cancelled
+            if outcome.error is not None:
+                job.done.set_exception(outcome.error)
+            else:
+                job.done.set_result(outcome.value)
 
     def _commit(self, connection: sqlite3.Connection, group: Sequence[_Job]) -> list[_Outcome]:
         """One transaction for all; an outcome for each."""
         try:
             self._check_place()
-            connection.execute("BEGIN IMMEDIATE")
-            outcomes = [self._within_savepoint(job.work, connection) for job in group]
-            connection.execute("COMMIT")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if any(job.durable for job in group) else 'NORMAL'}")
+            try:
+                return self._transaction(connection, group, self._at_once)
+            except Exception:  # noqa: BLE001 - which of them it was, and whether it was one, is found out now
+                return self._transaction(connection, group, self._within_savepoint)
         except Exception as error:  # noqa: BLE001 - it is the callers', who get it; the thread goes on
+            return [_Outcome(error=self._in_words(error)) for _ in group]
+
+    def _transaction(
+        self,
+        connection: sqlite3.Connection,
+        group: Sequence[_Job],
+        each: Callable[[_Work, sqlite3.Connection], _Outcome],
+    ) -> list[_Outcome]:
+        """All of them or, with what it raises, none."""
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            outcomes = [each(job.work, connection) for job in group]
+            connection.execute("COMMIT")
+        except Exception:
             # SQLite may have rolled back by itself.
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
-            return [_Outcome(error=self._in_words(error)) for _ in group]
+            raise
         return outcomes
 
     def _check_place(self) -> None:
@@ -191,6 +239,10 @@ class SqliteStore:
                 f"{self.path} was removed, moved or replaced while the daemon ran",
                 "put it back, or stop the daemon and start it again; running instances go on",
             )
+
+    @staticmethod
+    def _at_once(work: _Work, connection: sqlite3.Connection) -> _Outcome:
+        return _Outcome(work(connection))
 
     def _within_savepoint(self, work: _Work, connection: sqlite3.Connection) -> _Outcome:
         connection.execute("SAVEPOINT one_write")
@@ -247,19 +299,3 @@ def _apply_all(changes: Sequence[Change], connection: sqlite3.Connection) -> Non
 def _advice(error: sqlite3.Error) -> str:
     # The low byte is the primary code; errors of Python's own module have none.
     return _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "look for the cause in the kernel's log")
-
-
-def _answer(jobs: Sequence[_Job], outcomes: Sequence[_Outcome]) -> None:
-    """Wakes the callers, each in its loop; one that has gone, or whose loop is closed, is not told."""
-    for job, outcome in zip(jobs, outcomes, strict=True):
-        with contextlib.suppress(RuntimeError):
-            job.done.get_loop().call_soon_threadsafe(_settle, job.done, outcome)
-
-
-def _settle(done: asyncio.Future[Any], outcome: _Outcome) -> None:
-    if done.done():
-        return
-    if outcome.error is not None:
-        done.set_exception(outcome.error)
-    else:
-        done.set_result(outcome.value)

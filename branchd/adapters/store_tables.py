@@ -40,6 +40,10 @@ from branchd.core.values import Exit, Identity, Key, QueueDeclaration
 
 R = TypeVar("R")
 
+#: ids of events that are left out at a boot: more than can have been given in the last moments before a power cut, and
+#: be lost with it. What was told of them is never told of others.
+LOST_IDS = 1_000_000
+
 #: one value for each column, in the table's order
 Row = Sequence[Any]
 
@@ -324,9 +328,27 @@ def read_all(connection: sqlite3.Connection) -> Snapshot:
     )
 
 
+def enter_boot(connection: sqlite3.Connection, boot: str) -> None:
+    """Events that an earlier boot told of, and that a power cut took away, keep their ids."""
+    last = connection.execute("SELECT value FROM meta WHERE key = 'boot'").fetchone()
+    if last == (boot,):
+        return
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('boot', ?)", (boot,))
+        if last is not None:
+            connection.execute("UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'events'", (LOST_IDS,))
+
+
 def read_events(connection: sqlite3.Connection, after: int, limit: int) -> tuple[EventRecord, ...]:
     rows = connection.execute(EVENTS.select("WHERE id > ? ORDER BY id LIMIT ?"), (after, limit))
     return tuple(EVENTS.from_row(row) for row in rows)
+
+
+def event_before(connection: sqlite3.Connection, last: int, count: int) -> int:
+    query = "SELECT id FROM events WHERE id <= ? ORDER BY id DESC LIMIT 1 OFFSET ?"
+    found = connection.execute(query, (last, count)).fetchone()
+    return 0 if found is None else int(found[0])
 
 
 def first_event(connection: sqlite3.Connection) -> int:

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import TypeAdapter
-
 import branchd
 from branchd.api import problems
 from branchd.api.body import JSON, MERGE_PATCH
@@ -79,7 +77,9 @@ def _schemas(routes: list[Route]) -> tuple[Mapping[tuple[Any, Mode], Json], Json
         for shape in route.returns.values():
             if isinstance(_item(shape), type | UnionType):
                 wanted[_item(shape), "serialization"] = None
-    inputs: list[tuple[tuple[Any, Mode], Mode, TypeAdapter[Any]]] = [(key, key[1], adapter(key[0])) for key in wanted]
+    from pydantic import TypeAdapter  # noqa: PLC0415  # start-up time: the document is made when somebody asks for it
+
+    inputs = [(key, key[1], adapter(key[0])) for key in wanted]
     schemas, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REFERENCE)
     return {key: schema for (key, _), schema in schemas.items()}, definitions.get("$defs", {})
 

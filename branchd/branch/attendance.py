@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from branchd.branch.news import News
 from branchd.branch.ports import Monitor, Process
 from branchd.branch.probing import Probing
 from branchd.branch.watch import Watch
@@ -61,7 +62,7 @@ class Attendance:
         self._run = run
         self._post = post
         self._on_change = on_change
-        self._reported = asyncio.Event()
+        self._reported = News()
         self._telling: list[Mapping[str, Any]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing = Probing(world, key, started, was_ready, launch, self._doubts, self._found, self._look)
@@ -116,8 +117,7 @@ class Attendance:
 
     def _set_report(self, report: Heartbeat | None) -> None:
         self.report = report
-        self._reported.set()
-        self._reported = asyncio.Event()
+        self._reported.tell()
 
     def _act(self, findings: Sequence[Finding]) -> None:
         for finding in findings:

@@ -79,15 +79,17 @@ class EventLog:
         Reset comes first when `after` is too old or from another log. Ends at shutdown, for a reader that lags more
         than BACKLOG events behind, and without `follow` when all up to this call was told.
         """
-        return self._tell(after, max(0, self.last - tail), follow)
+        return self._tell(after, self.last, tail, follow)
 
-    async def _tell(self, after: int | None, start: int, follow: bool) -> AsyncGenerator[EventRecord | Reset, None]:
+    async def _tell(self, after: int | None, start: int, tail: int, follow: bool) -> AsyncGenerator[EventRecord | Reset, None]:
         subscriber = _Subscriber()
         if self.closed:
             return
         self._subscribers.add(subscriber)
         try:
             told, now = start, self.last
+            if tail:
+                told = await self._store.event_before(start, tail)
             if after is not None:
                 told = after
                 first = await self._store.first_event()

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from branchd.branch.attendance import Attendance
 from branchd.branch.definitions import MOST, Definitions
 from branchd.branch.journal import Journal, Told
 from branchd.branch.memory import MemoryWatch
@@ -97,10 +98,11 @@ class Fleet:
             raise NotFound(f"app {app} has no instance {name[:80]!r}", f"branchctl ps '{app}:*' lists them")
         return found
 
-    def of_pid(self, pid: int) -> Supervisor | None:
+    def attending(self, pid: int) -> Attendance | None:
+        """What goes with the process of that id; None where it is none of an instance."""
         for supervisor in self._supervisors.values():
             if supervisor.process is not None and supervisor.process.identity.pid == pid:
-                return supervisor
+                return supervisor.attendance
         return None
 
     # Changes; the caller holds the app's lock

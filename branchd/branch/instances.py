@@ -32,6 +32,11 @@ class Instances:
         supervisors = self._fleet.all() if app is None else self._fleet.of(app)
         return [supervisor.view() for supervisor in sorted(supervisors, key=lambda supervisor: supervisor.key)]
 
+    def tally(self) -> tuple[int, int]:
+        """How many there are, and how many of them do not run though they are wanted up."""
+        found = self._fleet.all()
+        return len(found), sum(one.spec.wanted is Wanted.UP and one.state is not State.RUNNING for one in found)
+
     def stands_for(self, app: str, name: str) -> bool:
         """Whether it is here; a replacement whose elder has the name is not yet."""
         supervisor = self._fleet.find(Key(app, name))

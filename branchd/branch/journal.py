@@ -18,10 +18,13 @@ class Journal:
         self._wall = wall
 
     async def commit(self, *changes: Change, events: Sequence[Told] = (), regardless: bool = False) -> None:
-        """StorageFailed. `regardless`: what the events tell of has happened, whether or not the store takes it."""
+        """StorageFailed. `regardless`: what the events tell of has happened, whether or not the store takes it.
+
+        That nobody was promised, so that it need not outlive the machine, and does not wait for the disk.
+        """
         told = [self._events.number(self._wall(), *event) for event in events]
         try:
-            await self._store.write(*changes, *(Put(event) for event in told))
+            await self._store.write(*changes, *(Put(event) for event in told), durable=not regardless)
         except BaseException:
             if regardless:
                 self._events.publish(told)

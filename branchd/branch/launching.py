@@ -2,16 +2,24 @@
 environment and where its output goes. Whether and when it is started is the supervisor's.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
 from branchd.branch.ports import Process, Start
 from branchd.branch.world import World
 from branchd.core.errors import SpawnFailed
-from branchd.core.spec import Spec, Unusable
+from branchd.core.spec import Spec, Unusable, launched_with
 from branchd.core.values import Exit, Key, Launch, QueueDeclaration
+from branchd.wire import json
+from branchd.wire.decode import encode
 
 Queues = tuple[QueueDeclaration, ...] | None
+
+
+def digest(spec: Spec) -> str:
+    """Of what a process is started with; of the same digest is what needs no restart."""
+    return hashlib.sha256(json.dumps(encode(launched_with(spec)))).hexdigest()
 
 
 class Launching:

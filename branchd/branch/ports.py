@@ -35,7 +35,7 @@ class Process(Protocol):
         """CPU time that the main process has used, or None when it is gone."""
 
     def tree_usage(self) -> Mapping[str, float]:
-        """What the kernel counts of the whole tree: memory (bytes), cpu_seconds, tasks; those of them that it counts."""
+        """What the kernel counts of the whole tree, as far as it does: memory (bytes), cpu_seconds, tasks."""
 
 
 class Processes(Protocol):
@@ -266,15 +266,15 @@ class Teller(Protocol):
 
 
 class Store(Protocol):
-    """What must survive kill -9 and a power cut."""
+    """What must survive kill -9, and most of it a power cut too."""
 
     def load(self) -> Snapshot:
         """Everything, once, before the loop serves; Fatal where the store is broken or from a newer version."""
 
-    async def write(self, *changes: Change) -> None:
-        """Commits all of them or none, and returns when that is durable; StorageFailed.
+    async def write(self, *changes: Change, durable: bool = True) -> None:
+        """Commits all of them or none, and returns when kill -9 cannot take it away, nor, where `durable`, a power cut.
 
-        Concurrent writes share a commit.
+        Concurrent writes share a commit. StorageFailed.
         """
 
     async def events(self, after: int, limit: int) -> Sequence[EventRecord]:
@@ -282,6 +282,9 @@ class Store(Protocol):
 
     async def first_event(self) -> int:
         """The lowest id from which on none has expired; 1 where none has at all."""
+
+    async def event_before(self, last: int, count: int) -> int:
+        """The id after which the last `count` events up to `last` follow; 0 when all do. Ids have gaps."""
 
 
 class Claim(Protocol):

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from branchd.branch.adoption import resume
 from branchd.branch.apps import Apps, Queues
 from branchd.branch.celery import Celery
@@ -29,7 +31,7 @@ from branchd.core.access import Principal
 from branchd.core.capacity import capacity
 from branchd.core.diagnosis import Diagnosis, Level, definition_files, root_without_default_user
 from branchd.core.diagnosis import mesh as diagnose
-from branchd.core.errors import SpawnFailed
+from branchd.core.errors import SpawnFailed, StorageFailed
 from branchd.core.machine import MachineFacts, machine
 from branchd.core.peers import BranchState
 from branchd.wire.agent import Heartbeat
@@ -37,6 +39,8 @@ from branchd.wire.resources import Branch, Stats, timestamp
 
 if TYPE_CHECKING:
     from branchd.branch.mesh.mesh import Membership, Mesh
+
+log = structlog.get_logger(__name__)
 
 #: seconds between two clean-ups of old outcomes and events
 EXPIRE_EVERY = 600.0
@@ -94,7 +98,11 @@ class Service:
         await self.files.settle()
         mesh = self.mesh
         await resume(self._fleet, lambda supervisor: mesh is not None and mesh.draining.holds(supervisor))
-        await self._journal.commit(events=[("branch.started", None, None, {"version": self._version})])
+        started = ("branch.started", None, None, {"version": self._version})
+        try:
+            await self._journal.commit(events=[started], regardless=True)
+        except StorageFailed as failure:  # a full disk is no reason to leave alone what runs
+            log.error("not saved", reason=failure.detail)
         if self.mesh is not None:
             await self.mesh.begin()
         self._why_not_ready = ""
@@ -273,12 +281,12 @@ class Service:
         self._fleet.later(self._world.store.write(Expire(before, KEPT)))
 
     def _heard(self, pid: int, report: Heartbeat) -> None:
-        if supervisor := self._fleet.of_pid(pid):
-            supervisor.heard(report)
+        if attendance := self._fleet.attending(pid):
+            attendance.heard(report)
 
     def _hung_up(self, pid: int) -> None:
-        if supervisor := self._fleet.of_pid(pid):
-            supervisor.hung_up()
+        if attendance := self._fleet.attending(pid):
+            attendance.hung_up()
 
 
 def _whole(usage: Mapping[str, Any], name: str) -> int | None:

@@ -1,40 +1,37 @@
-"""One instance: its mailbox, its automaton, its process.
+"""One instance: what others may ask of it, and what is done when something happens to it.
 
-The single writer of all of that: events are handled one after the other, and no other instance ever waits for it. What
-to do is decided in core/automaton.py, and by the driver's monitor; here it is done. No task and no timer exist while
-nothing is to be done. Longer than other files here, because what one writer writes stands together.
+The single writer of its record and of its process: events are handled one after the other, and no other instance ever
+waits for it. What to do is decided in core/automaton.py, and by the driver's monitor; here it is done.
+
+Its parts stand beside it: what waits to be handled (mailbox.py), what is on record (recording.py), how its program is
+started (launching.py), and what goes with the process while it lives (attendance.py).
 """
 
-import asyncio
-import hashlib
-import secrets
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
 
 from branchd.branch.attendance import Attendance
 from branchd.branch.journal import Journal
-from branchd.branch.launching import Launching
+from branchd.branch.launching import Launching, digest
+from branchd.branch.mailbox import Mailbox
+from branchd.branch.news import News
 from branchd.branch.ports import Driver, Process
-from branchd.branch.records import InstanceRecord, Put, RunRecord
-from branchd.branch.transitions import last_words, transition
+from branchd.branch.recording import Recording
+from branchd.branch.records import InstanceRecord, RunRecord
 from branchd.branch.view import render
 from branchd.branch.watch import Watch
 from branchd.branch.world import World
 from branchd.core.automaton import step
-from branchd.core.errors import NoChannel, SpawnFailed, StorageFailed
+from branchd.core.errors import NoChannel, SpawnFailed
 from branchd.core.lifecycle import Effect, Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol
 from branchd.core.ordering import Hold
 from branchd.core.reconcile import Work
 from branchd.core.spec import Limits, Spec, Wanted, launched_with
 from branchd.core.values import Exit, Identity, Key, Launch, QueueDeclaration, Truth, signal_number
-from branchd.wire import json
 from branchd.wire.agent import Heartbeat
-from branchd.wire.decode import encode
-from branchd.wire.resources import ConditionType, Instance
+from branchd.wire.resources import ConditionType, ConditionView, Instance
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +66,6 @@ class Supervisor:
         keeper: Keeper,
     ) -> None:
         self._world = world
-        self._journal = journal
         self._watch = watch
         self._branch = branch
         self._launching = Launching(world, record.key, node_name)
@@ -77,18 +73,16 @@ class Supervisor:
         self.record = record
         self.spec = spec
         self._queues = queues
-        self.run = run or RunRecord(record.key, Machine(), world.host.boot)
-        self._attendance: Attendance | None = None  #: while there is a process
-        self._in_flight: tuple[str, ...] = ()  #: tasks that the process before ran when it ended
+        self._recording = Recording(world, journal, record.key, run, self._touch)
+        self._mailbox = Mailbox(world.clock, self._handle, self._failed, self._emptied)
+        self._post = self._mailbox.post
+        self.attendance: Attendance | None = None  #: what goes with its process, while there is one
         #: Why this supervisor itself cannot go on; shown as FATAL. Cleared by the next start.
         self._broken = ""
         self._retired = False
-        self._unsaved = False
-        self._mailbox: deque[Event] = deque()
-        self._draining: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._view: Instance | None = None
-        self._changed = asyncio.Event()
+        self._changed = News()
+        self._digested: tuple[Spec, str] | None = None
 
     @property
     def key(self) -> Key:
@@ -100,17 +94,21 @@ class Supervisor:
         return self.record.placed is not None and self.record.placed.waiting
 
     @property
+    def run(self) -> RunRecord:
+        return self._recording.run
+
+    @property
     def machine(self) -> Machine:
         return self.run.machine
 
     @property
     def process(self) -> Process | None:
-        return self._attendance.process if self._attendance is not None else None
+        return self.attendance.process if self.attendance is not None else None
 
     @property
     def report(self) -> Heartbeat | None:
         """What the worker's agent said last, while its line is open."""
-        return self._attendance.report if self._attendance is not None else None
+        return self.attendance.report if self.attendance is not None else None
 
     @property
     def state(self) -> State:
@@ -119,15 +117,19 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """It does its work now: a worker that has lost its broker runs, and is not ready."""
-        said = self._attendance.conditions if self._attendance is not None else ()
-        doubted = any(one.type is ConditionType.READY and one.status is not Truth.TRUE for one in said)
-        return self.state is State.RUNNING and self._attendance is not None and not doubted
+        doubted = any(one.type is ConditionType.READY and one.status is not Truth.TRUE for one in self._conditions)
+        return self.state is State.RUNNING and self.attendance is not None and not doubted
 
     @property
     def settled(self) -> bool:
         """No process, and none on its way."""
         idle = self.machine.state in (State.STOPPED, State.EXITED, State.FATAL) and not self.machine.alive
-        return idle and self._draining is None
+        return idle and not self._mailbox.busy
+
+    @property
+    def _conditions(self) -> tuple[ConditionView, ...]:
+        """As its driver and its probes say."""
+        return self.attendance.conditions if self.attendance is not None else ()
 
     @property
     def _driver(self) -> Driver:
@@ -135,18 +137,12 @@ class Supervisor:
 
     # What others may do
 
-    def post(self, event: Event) -> None:
-        self._mailbox.append(event)
-        if self._draining is None:
-            self._draining = asyncio.get_running_loop().create_task(self._drain())
-
     async def idle(self) -> None:
-        """Returns when what was posted so far is done: decided, committed, started or signalled."""
-        if self._draining is not None:
-            await asyncio.wait([self._draining])
+        """Returns when what was asked so far is done: decided, committed, started or signalled."""
+        await self._mailbox.idle()
 
     def want(self, wanted: Wanted) -> None:
-        self.post(Event(Symbol.UP if wanted is Wanted.UP else Symbol.DOWN))
+        self._post(Event(Symbol.UP if wanted is Wanted.UP else Symbol.DOWN))
 
     def start(self) -> None:
         self.want(Wanted.UP)
@@ -155,7 +151,7 @@ class Supervisor:
         self.want(Wanted.DOWN)
 
     def restart(self) -> None:
-        self.post(Event(Symbol.RESTART, self.machine.run))
+        self._post(Event(Symbol.RESTART, self.machine.run))
 
     def retire(self) -> None:
         """Stops it for good: the daemon ends or the instance is deleted, and nothing starts it any more."""
@@ -163,14 +159,14 @@ class Supervisor:
         self.stop()
 
     def renew(self, reason: str) -> None:
-        self.post(Event(Symbol.RENEW, self.machine.run, reason=reason))
+        self._post(Event(Symbol.RENEW, self.machine.run, reason=reason))
 
     def kill(self) -> None:
-        self.post(Event(Symbol.KILL))
+        self._post(Event(Symbol.KILL))
 
     def reconsider(self) -> None:
         """What it depends on stands otherwise than it did; where it waits for that, it may be started now."""
-        self.post(Event(Symbol.DEPENDENCY))
+        self._post(Event(Symbol.DEPENDENCY))
 
     def signal(self, number: int) -> bool:
         """To the main process; False when there is none."""
@@ -184,24 +180,24 @@ class Supervisor:
         before = self.spec
         self.record, self.spec, self._queues = record, spec, queues
         self._touch()
-        if self._attendance is not None:
+        if self.attendance is not None:
             self._observe()
-            self._rotate()
-            self._attendance.wants(self.work, spec)
+            self._world.logs.watch(self.key, self.spec.logs)
+            self.attendance.wants(self.work, spec)
         if spec.wanted is not before.wanted:
             self.want(spec.wanted)
         if launched_with(spec) != launched_with(before) or spec.depends_on != before.depends_on:
-            self.post(Event(Symbol.SPEC_CHANGED))
+            self._post(Event(Symbol.SPEC_CHANGED))
 
     def outdated(self, spec: Spec | None = None) -> bool:
         """Whether its process was started with something else than this spec says, by default its own."""
-        return self.process is not None and self.run.launched != self._digest(spec)
+        return self.process is not None and self.run.launched != (self._digest() if spec is None else digest(spec))
 
     async def ask(self, command: Mapping[str, Any], timeout: float) -> Any:
         """Asks the worker's agent. NoChannel, Refused."""
-        if self._attendance is None:
+        if self.attendance is None:
             raise NoChannel(f"{self.key} does not run")
-        return await self._attendance.ask(command, timeout)
+        return await self.attendance.ask(command, timeout)
 
     async def changed(self) -> None:
         """Returns after the next change of what view() shows, or the end of the instance."""
@@ -209,16 +205,8 @@ class Supervisor:
 
     async def reported(self) -> None:
         """Returns after the next report of the worker, or its end; at once where there is none."""
-        if self._attendance is not None:
-            await self._attendance.reported()
-
-    def heard(self, report: Heartbeat) -> None:
-        if self._attendance is not None:
-            self._attendance.heard(report)
-
-    def hung_up(self) -> None:
-        if self._attendance is not None:
-            self._attendance.hung_up()
+        if self.attendance is not None:
+            await self.attendance.reported()
 
     def gone(self) -> None:
         """It was deleted."""
@@ -239,8 +227,8 @@ class Supervisor:
         if self._view is None:
             self._view = render(
                 self.record, self.spec, self.run, self._branch, self.state, self._broken,
-                self._attendance.conditions if self._attendance is not None else (),
-                current=self._attendance is None or self.run.launched == self._digest(),
+                self._conditions,
+                current=not self.outdated(),
                 boot_at=self._world.wall() - self._world.clock(),
                 unenforced=self.unenforced,
             )  # fmt: skip
@@ -251,18 +239,13 @@ class Supervisor:
     @property
     def lost(self) -> tuple[str, float] | None:
         """Nonce and time of a spawn of this boot whose process is not on record."""
-        run = self.run
-        begun = run.machine.state in (State.STARTING, State.STOPPING) and not run.machine.held
-        pending = run.nonce and run.identity is None and begun
-        return (run.nonce, run.intent) if pending and run.boot == self._world.host.boot else None
+        return self._recording.lost
 
     def adopt(self, found: Identity | None, *, ambiguous: bool) -> None:
         """Once, at the daemon's start: takes over what runs. `found`: the process that was lost."""
         run, machine = self.run, self.machine
-        if run.boot != self._world.host.boot:
-            # Another boot: nothing of what ran then exists, and no time of then means anything.
-            self.run = RunRecord(self.key, Machine(run=machine.run), self._world.host.boot, last_exit=run.last_exit,
-                                 last_exit_at=run.last_exit_at)  # fmt: skip
+        if not self._recording.of_this_boot:
+            self._recording.rebooted()
         elif ambiguous:
             self._broken = (
                 "several processes carry the mark of a start that the last daemon did not finish; "
@@ -274,9 +257,8 @@ class Supervisor:
             on_exit = self._exit_of(machine.run)
             process = self._world.processes.adopt(self.key, run.nonce, identity, on_exit) if identity else None
             if process is not None:
-                self.post(Event(Symbol.ADOPTED))  # first: a process that is not known to be alive cannot be ready
-                if run.started_at is None:
-                    self.run = replace(run, started_at=self._world.wall() - self._world.clock() + run.intent)
+                self._post(Event(Symbol.ADOPTED))  # first: a process that is not known to be alive cannot be ready
+                self._recording.found(process.identity)
                 self._took(process)
                 self._observe()
 
@@ -284,12 +266,12 @@ class Supervisor:
         """Once, after adopt(): goes on from there. `held`: what does not run is not started, though it is wanted up."""
         if self._broken:
             pass  # a start mends it
-        elif self.machine.alive and self._attendance is None:
-            self.post(Event(Symbol.EXITED, self.machine.run))
+        elif self.machine.alive and self.attendance is None:
+            self._post(Event(Symbol.EXITED, self.machine.run))
         elif self.lost:
             self._world.processes.sweep(self.key, self.run.nonce)
-            self.post(Event(Symbol.SPAWN_FAILED, reason="the daemon ended while it was being started", ours=True))
-        self._arm()
+            self._post(Event(Symbol.SPAWN_FAILED, reason="the daemon ended while it was being started", ours=True))
+        self._mailbox.wake(self.machine.deadline)
         if self.record.deleting:
             self.retire()
         elif not self._broken and not held:
@@ -299,25 +281,7 @@ class Supervisor:
                 self.reconsider()
         self._touch()
 
-    # The mailbox
-
-    async def _drain(self) -> None:
-        try:
-            while self._mailbox:
-                await self._handle(self._mailbox.popleft())
-        except Exception as error:
-            # A bug of ours must not reach other instances, nor start anything twice.
-            log.exception("supervisor failed", instance=str(self.key))
-            self._mailbox.clear()
-            # Not the error's own words: they may hold a secret, and everybody may read this.
-            self._broken = f"internal error ({type(error).__name__}), see the daemon's log; start it to try again"
-            self._touch()
-        finally:
-            self._draining = None
-        if self.settled:
-            self._world.logs.forget(self.key)
-            self._touch()  # who waits for that looks again
-            self._keeper.settle(self)
+    # What comes of an event
 
     async def _handle(self, event: Event) -> None:
         if event.symbol in (Symbol.UP, Symbol.RESTART) and self._retired:
@@ -329,50 +293,55 @@ class Supervisor:
         before = self.machine
         policy = Policy(self.spec.restart, self._driver.stop_plan(self.spec), self._keeper.hold(self))
         machine, effects = step(before, event, self._world.clock(), policy, self._world.chance())
-        self.run = replace(self.run, machine=machine)
+        self._recording.moved(machine)
         if before.alive and not machine.alive:
-            self._ended(event.exit)
+            self._recording.ended(event.exit, self.attendance.tasks if self.attendance is not None else ())
+            self._forget_process()
         intent = any(isinstance(effect, Spawn) for effect in effects)
         if intent:
-            self.run = replace(
-                self.run,
-                nonce=secrets.token_hex(16),
-                intent=self._world.clock(),
-                identity=None,
-                started_at=None,
-                observed_generation=self.record.generation,
-                launched=self._digest(),
-            )
-        if machine != before or intent:
-            self._unsaved = True
+            self._recording.intends(self.record.generation, self._digest())
+        if machine != before:
             self._touch()
         moved = machine.state is not before.state or intent
         # What changes no state waits for the next event's commit, where there is one.
-        if self._unsaved and (moved or not self._mailbox) and not await self._save(before) and intent:
-            failed = Event(Symbol.SPAWN_FAILED, reason="the store takes nothing; its disk may be full", ours=True)
-            self._mailbox.appendleft(failed)
-            return
-        if machine.state is State.STOPPING and self._attendance is not None:
-            self._attendance.stopping()
+        if not self._recording.saved and (moved or not self._mailbox.more):
+            pid = self.process.identity.pid if self.process is not None else None
+            if not await self._recording.save(before, pid, self.spec.logs) and intent:
+                reason = "the store takes nothing; its disk may be full"
+                self._mailbox.answer(Event(Symbol.SPAWN_FAILED, reason=reason, ours=True))
+                return
+        if machine.state is State.STOPPING and self.attendance is not None:
+            self.attendance.stopping()
         for effect in effects:
             await self._carry_out(effect)
-        self._arm()
+        self._mailbox.wake(machine.deadline)
+
+    def _failed(self, error: Exception) -> None:
+        """A bug of ours must not reach other instances, nor start anything twice."""
+        log.exception("supervisor failed", instance=str(self.key))
+        # Not the error's own words: they may hold a secret, and everybody may read this.
+        self._broken = f"internal error ({type(error).__name__}), see the daemon's log; start it to try again"
+        self._touch()
+
+    def _emptied(self) -> None:
+        if self.settled:
+            self._world.logs.forget(self.key)
+            self._touch()  # who waits for that looks again
+            self._keeper.settle(self)
 
     def _mend(self) -> None:
         """Begins anew: whatever is left of its processes ends, whatever is known of them is forgotten."""
         if self.process is not None:
             self.process.kill_tree()
         self._forget_process()
-        self.run = RunRecord(self.key, Machine(run=self.machine.run), self._world.host.boot)
+        self._recording.forget()
         self._broken = ""
-        self._unsaved = True
         self._touch()
 
     async def _carry_out(self, effect: Effect) -> None:
         match effect:
             case Spawn():
-                # Its answer comes before whatever waits in the mailbox.
-                self._mailbox.appendleft(await self._spawn())
+                self._mailbox.answer(await self._spawn())
             case Signal(name):
                 self.signal(signal_number(name))
             case Kill():
@@ -387,12 +356,7 @@ class Supervisor:
         except SpawnFailed as failure:
             reason = ": ".join(filter(None, (failure.detail, failure.hint))).encode(errors="replace").decode()
             return Event(Symbol.SPAWN_FAILED, run, reason=reason, ours=failure.ours)
-        self.run = replace(
-            self.run,
-            started_at=self._world.wall(),
-            observed_generation=generation,
-            launched=launched,
-        )
+        self._recording.started(process.identity, generation, launched)
         self._took(process)
         return Event(Symbol.SPAWNED, run)
 
@@ -401,75 +365,36 @@ class Supervisor:
         return self._launching.beside(self.spec, self._queues, argv)
 
     def _took(self, process: Process) -> None:
-        self.run = replace(self.run, identity=process.identity)
         monitor = self._driver.monitor(self.spec, self.work)
-        self._attendance = Attendance(
+        self.attendance = Attendance(
             self._world, self._watch, self.key, process, monitor, self.machine.run, self.run.intent,
-            self.machine.state is State.RUNNING, self.launch_beside, self.post, self._touch,
+            self.machine.state is State.RUNNING, self.launch_beside, self._post, self._touch,
         )  # fmt: skip
-        self._rotate()
-        self._attendance.begin(self.spec)
+        self._world.logs.watch(self.key, self.spec.logs)
+        self.attendance.begin(self.spec)
 
     def _observe(self) -> None:
         """A change that needs no restart is taken up as soon as it is made."""
         if self.run.launched == self._digest():
-            self.run = replace(self.run, observed_generation=self.record.generation)
-            self._unsaved = True
-
-    def _rotate(self) -> None:
-        self._world.logs.watch(self.key, self.spec.logs)
+            self._recording.observed(self.record.generation)
 
     def _exit_of(self, run: int) -> Callable[[Exit], None]:
-        return lambda exit: self.post(Event(Symbol.EXITED, run, exit))
-
-    def _ended(self, exit: Exit) -> None:
-        # One that ended well had ended its tasks; of another the last report tells what it was at.
-        self._in_flight = self._attendance.tasks if self._attendance is not None and exit.code != 0 else ()
-        self._forget_process()
-        self.run = replace(self.run, identity=None, last_exit=exit, last_exit_at=self._world.wall())
+        return lambda exit: self._post(Event(Symbol.EXITED, run, exit))
 
     def _forget_process(self) -> None:
         """It is gone, and nothing of its tree may outlive it, or the next one would not be alone."""
-        if self._attendance is not None:
-            self._attendance.end()
-            self._attendance = None
+        if self.attendance is not None:
+            self.attendance.end()
+            self.attendance = None
         self._world.processes.sweep(self.key, self.run.nonce)
-
-    async def _save(self, before: Machine) -> bool:
-        """Commits the run, with an event where the state changed. False when the store took nothing."""
-        machine = self.machine
-        events = []
-        if machine.state is not before.state or machine.run != before.run:
-            pid = self.process.identity.pid if self.process else None
-            words = await last_words(self._world, self.key, self.spec.logs, machine.state)
-            self.run = replace(self.run, last_words=words if machine.state is State.FATAL else ())
-            self._touch()
-            events = [transition(before, self.run, pid, self._in_flight, words)]
-        self._unsaved = False  # now: what changes while this is committed is not in it
-        try:
-            await self._journal.commit(Put(self.run), events=events, regardless=True)
-        except StorageFailed as failure:
-            log.error("not saved", instance=str(self.key), reason=failure.detail)
-            self._unsaved = True
-            return False
-        return True
-
-    def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self.machine.deadline is not None:
-            delay = max(0.0, self.machine.deadline - self._world.clock())
-            # A little late, so that a timer never comes before its time by the difference of two clocks.
-            self._timer = asyncio.get_running_loop().call_later(delay + 0.001, self.post, Event(Symbol.TIMER))
-
-    # Small things
 
     def _touch(self) -> None:
         self._view = None
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changed.tell()
         self._keeper.look(self)
 
-    def _digest(self, spec: Spec | None = None) -> str:
-        return hashlib.sha256(json.dumps(encode(launched_with(spec or self.spec)))).hexdigest()
+    def _digest(self) -> str:
+        """Of its spec; asked for at every turn."""
+        if self._digested is None or self._digested[0] is not self.spec:
+            self._digested = self.spec, digest(self.spec)
+        return self._digested[1]

@@ -22,6 +22,8 @@ from branchd.wire.resources import (
 )
 from branchd.wire.spec import shown
 
+_SIGNAL_NAMES = {signal.value: signal.name for signal in Signals}
+
 
 def render(
     record: InstanceRecord,
@@ -94,8 +96,7 @@ def _last_exit(run: RunRecord) -> LastExit | None:
     if run.last_exit is None or run.last_exit_at is None:
         return None
     number = run.last_exit.signal
-    known = {signal.value: signal.name for signal in Signals}
-    name = None if number is None else known.get(number, str(number))
+    name = None if number is None else _SIGNAL_NAMES.get(number, str(number))
     return LastExit(run.last_exit.code, name, timestamp(run.last_exit_at))
 
 

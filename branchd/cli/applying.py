@@ -13,8 +13,7 @@ from branchd.branch.file_definitions import body, faults
 from branchd.branch.world import Policies
 from branchd.cli.outcome import Patience
 from branchd.cli.selectors import Uncertain, at
-from branchd.client import BranchdClient
-from branchd.client.client import Object
+from branchd.client import BranchdClient, Object
 from branchd.core.differences import Action, Item, Thing, field_changes
 from branchd.core.errors import Fault, Invalid
 from branchd.core.file_apps import FileApp, FileDefinitions

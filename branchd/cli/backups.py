@@ -12,7 +12,7 @@ import click
 from branchd import __version__
 from branchd.adapters.backup import Manifest, make, restore
 from branchd.cli.config import Config
-from branchd.cli.definition_files import paths
+from branchd.cli.definition_files import FOLDER, paths
 from branchd.cli.output import neutral
 from branchd.core.errors import Fatal
 
@@ -50,6 +50,9 @@ def put_back(config: Config, file: str, *, force: bool) -> None:
 
 
 def _to_file(path: Path, config: Config) -> Manifest:
+    if path.exists() and not path.is_file():  # a device of the machine would be replaced by the backup
+        raise Fatal(f"{path} is there, and is no regular file", "name another one, or - for the standard output")
+    path = path.resolve()  # where a link leads to, so that it stays
     beside = path.with_name(f".{path.name}.partial")
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -76,7 +79,12 @@ def _told(manifest: Manifest) -> str:
 
 def _beside(config: Config) -> list[str]:
     """Files that a branch needs beside its state."""
-    files = [] if config.file is None else paths(config.file)
+    files: list[Path] = []
+    if config.file is not None:
+        try:
+            files = paths(config.file)
+        except OSError:
+            files = [config.file, config.file.parent / FOLDER]
     files += [path for path in (config.mesh.key_file, config.mesh.broker_file, config.http.tls_certificate,
                                 config.http.tls_key) if path is not None]  # fmt: skip
     return [*map(str, files), f"the logs in {config.branch.logs}"]

@@ -13,8 +13,7 @@ from branchd.cli.exits import Exit, code
 from branchd.cli.output import as_json, missing, show
 from branchd.cli.selectors import Found, Selection, at, find, label
 from branchd.cli.session import explain
-from branchd.client import BranchdClient
-from branchd.client.client import Object
+from branchd.client import BranchdClient, Object
 from branchd.core.errors import BranchdError
 
 #: requests under way at once

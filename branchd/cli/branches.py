@@ -9,7 +9,7 @@ from branchd.cli.operations import follow
 from branchd.cli.options import output, waiting
 from branchd.cli.output import Column, age, missing, neutral, show
 from branchd.cli.session import Session, run
-from branchd.client.client import Object
+from branchd.client import Object
 
 COLUMNS = (
     Column("NAME", lambda branch: branch["name"]),

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from branchd.cli.output import as_json, neutral
-from branchd.client.client import Object
+from branchd.client import Object
 
 _SIGNS = {"create": "+", "delete": "-", "restart": "!", "release": "-"}
 

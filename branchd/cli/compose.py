@@ -1,6 +1,7 @@
 """The composition root: the one place where adapters, drivers, the branch and its API are put together and run."""
 
 import asyncio
+import gc
 import os
 import random
 import sys
@@ -190,6 +191,8 @@ async def _serve(
     refusal.clear(config.branch.run)
     log.info("ready", branch=service.name, listening=list(server.addresses), version=__version__)
     notifier.ready()
+    gc.freeze()  # what is there now stays: no collection needs to look at it
+    gc.enable()
     status = StatusLine(service, notifier)
     following = asyncio.create_task(status.follow())
     stack.callback(following.cancel)

@@ -6,6 +6,7 @@ a web server, and `--help` for nothing at all.
 
 # ruff: noqa: PLC0415  # as said above
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,8 @@ def configuration(command: Command) -> Command:
 @click.pass_context
 def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: Path | None, **flags: Any) -> None:
     """Run the daemon until it is told to stop."""
+    gc.disable()  # a start makes little but what stays; when it is ready compose.py has it collected again
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # else it reads the metadata of every installed package
     from branchd.adapters.handover import receive
 
     handover = receive(os.environ)

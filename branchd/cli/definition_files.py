@@ -5,6 +5,7 @@ looked at here: what makes a spec wrong stands with the daemon.
 """
 
 import asyncio
+import os
 import tomllib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,8 +20,16 @@ FOLDER = "conf.d"
 
 
 def paths(main: Path) -> list[Path]:
-    """The main file, and those beside it, in the order of their names."""
-    return [main, *sorted((main.parent / FOLDER).glob("*.toml"))]
+    """The main file, and those beside it, in the order of their names, without hidden ones. OSError.
+
+    Not by glob(): to that a folder that may not be read is an empty one, and what it defines would be taken away.
+    """
+    folder = main.parent / FOLDER
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        names = []
+    return [main, *(folder / name for name in sorted(names) if name.endswith(".toml") and not name.startswith("."))]
 
 
 def reader(main: Path | None) -> Callable[[], Awaitable[FileDefinitions]]:
@@ -34,7 +43,12 @@ def reader(main: Path | None) -> Callable[[], Awaitable[FileDefinitions]]:
 
 def read(main: Path) -> FileDefinitions:
     """What the daemon's files define; every fault of reading them is in it."""
-    return gather([(str(path), *parse(path)) for path in paths(main)], f"only [apps] may stand in {FOLDER}", str(main))
+    try:
+        found = paths(main)
+    except OSError as error:
+        wrong = Fault(str(main.parent / FOLDER), f"cannot be read: {error.strerror}")
+        return FileDefinitions(faults=(wrong,), files=(str(main),))
+    return gather([(str(path), *_parse_file(path)) for path in found], f"only [apps] may stand in {FOLDER}", str(main))
 
 
 def gather(documents: Iterable[tuple[str, dict[str, Any], list[Fault]]], hint: str, whole: str = "") -> FileDefinitions:
@@ -69,11 +83,20 @@ def parse(path: Path) -> tuple[dict[str, Any], list[Fault]]:
         return {}, [Fault(str(path), f"is not TOML: {error}")]
 
 
+def _parse_file(path: Path) -> tuple[dict[str, Any], list[Fault]]:
+    """The same, of one that stays where it is: a pipe or a device would keep the daemon waiting."""
+    if path.exists() and not path.is_file():
+        return {}, [Fault(str(path), "is not a regular file")]
+    return parse(path)
+
+
 def parsed(content: str, source: str) -> tuple[dict[str, Any], list[Fault]]:
     try:
         return tomllib.loads(content), []
     except tomllib.TOMLDecodeError as error:
         return {}, [Fault(source, f"is not TOML: {error}")]
+    except RecursionError:
+        return {}, [Fault(source, "is nested too deeply")]
 
 
 def definitions(apps: Any, source: str, faults: list[Fault]) -> Iterator[FileApp]:

@@ -14,8 +14,7 @@ from branchd.cli.output import Column, as_json, neutral, show
 from branchd.cli.selectors import Found, Selection, at, label
 from branchd.cli.session import Session, run
 from branchd.cli.spec_options import ProgramCommand, spec, spec_options, unsetting
-from branchd.client import ApiProblem
-from branchd.client.client import Object
+from branchd.client import ApiProblem, Object
 
 APP_COLUMNS = (
     Column("NAME", lambda app: app["name"]),

@@ -8,8 +8,7 @@ from branchd.cli.exits import Exit, code
 from branchd.cli.options import output
 from branchd.cli.output import as_json, neutral, show
 from branchd.cli.session import Session, run
-from branchd.client import Unreachable
-from branchd.client.client import Object
+from branchd.client import Object, Unreachable
 
 HOW_TO_START = "start it with `branchd run`, or say where it is: --url, --run or the variable BRANCHD_URL"
 

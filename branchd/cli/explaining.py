@@ -10,8 +10,7 @@ from branchd.cli.outcome import state
 from branchd.cli.output import as_json, neutral
 from branchd.cli.selectors import Ambiguous, Pattern, Selection, find
 from branchd.cli.session import Session, run
-from branchd.client import ApiProblem, BranchdClient
-from branchd.client.client import Object
+from branchd.client import ApiProblem, BranchdClient, Object
 from branchd.core.errors import BranchdError, NotFound
 
 #: events of the instance that are told; all that the branch keeps are looked through

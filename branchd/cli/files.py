@@ -8,7 +8,7 @@ from branchd.cli.operations import follow
 from branchd.cli.options import output, waiting
 from branchd.cli.output import as_json, neutral
 from branchd.cli.session import Session, run
-from branchd.client.client import Object
+from branchd.client import Object
 from branchd.core.errors import Fault, Invalid
 
 _SAME = "nothing to do: all is as the files say"

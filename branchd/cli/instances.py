@@ -13,8 +13,7 @@ from branchd.cli.outcome import Patience, state
 from branchd.cli.output import Column, age, as_json, missing, neutral, show
 from branchd.cli.selectors import Found, Selection, at, find, label
 from branchd.cli.session import Session, run
-from branchd.client import BranchdClient
-from branchd.client.client import Object
+from branchd.client import BranchdClient, Object
 
 #: as supervisorctl's status has it: not running, and nobody is about to start it
 NOT_RUNNING = frozenset({"STOPPED", "EXITED", "FATAL"})

@@ -10,8 +10,7 @@ from branchd.cli.exits import Exit, TimedOut
 from branchd.cli.options import output
 from branchd.cli.output import Column, missing, neutral, show
 from branchd.cli.session import Session, run
-from branchd.client import BranchdClient
-from branchd.client.client import Object
+from branchd.client import BranchdClient, Object
 
 #: seconds between two looks at one that runs
 PAUSE = 0.5

@@ -10,8 +10,7 @@ import time
 from branchd.cli.exits import TimedOut
 from branchd.cli.output import neutral
 from branchd.cli.selectors import label
-from branchd.client import ApiProblem, BranchdClient
-from branchd.client.client import Object
+from branchd.client import ApiProblem, BranchdClient, Object
 from branchd.core.errors import BranchdError
 
 #: seconds between two looks, once the API has answered

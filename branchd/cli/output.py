@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from branchd.client.client import Object
+if TYPE_CHECKING:
+    from branchd.client import Object
 
 FORMATS = ("table", "wide", "json", "jsonl", "name")
 
@@ -39,7 +40,7 @@ _NOTHING = "-"
 @dataclass(frozen=True, slots=True)
 class Column:
     title: str
-    text: Callable[[Object], Any]
+    text: "Callable[[Object], Any]"
     wide: bool = False  #: only in the wide table
 
 
@@ -54,7 +55,7 @@ def _escape(one: str) -> str:
     return f"\\x{ord(one):02x}" if ord(one) < 0x100 else f"\\u{ord(one):04x}"
 
 
-def show(form: str, document: Object, columns: Sequence[Column], name: Callable[[Object], str]) -> None:
+def show(form: str, document: "Object", columns: Sequence[Column], name: "Callable[[Object], str]") -> None:
     """A list as the API gives it ({items, ...}), or one object."""
     items = document.get("items", [document])
     match form:

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import click
 
-from branchd.cli import refusal
 from branchd.cli.exits import TimedOut
 from branchd.cli.options import waiting
 from branchd.cli.output import neutral
 from branchd.cli.session import Session, run
-from branchd.client import BranchdClient, Unreachable
-from branchd.client.client import Object
+from branchd.client import BranchdClient, Object, Unreachable
 from branchd.core.errors import BranchdError
 
 #: seconds between two looks whether the new code answers
@@ -54,11 +52,13 @@ async def _another(client: BranchdClient, before: Object, asked: float, folder: 
     while True:
         try:
             if await client.ready():
-                found = await client.branch(before["name"])
+                found = await client.branch(before["id"])
                 if found["started_at"] != before["started_at"]:
                     return found
             seen = time.monotonic()
         except Unreachable:
+            from branchd.cli import refusal  # noqa: PLC0415  # start-up time: seldom needed
+
             left = None if folder is None else refusal.find(folder)
             if left is not None and left.at >= asked:
                 raise BranchdError(f"the new code did not start: {left.detail}", "; ".join(left.cures)) from None

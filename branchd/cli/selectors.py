@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from branchd.client import ApiProblem, BranchdClient
-from branchd.client.client import Object
+from branchd.client import ApiProblem, BranchdClient, Object
 from branchd.core.errors import BranchdError, NotFound
 
 _PATTERN = re.compile(r"(?:(?P<branch>[^/:\s]+)/)?(?:(?P<app>[^/:\s]+):)?(?P<name>[^/:\s]+)")

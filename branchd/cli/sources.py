@@ -47,6 +47,8 @@ class Settings:
             self.faults.append(Fault(str(path), f"cannot be read: {error.strerror}"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             self.faults.append(Fault(str(path), f"is not TOML: {error}"))
+        except RecursionError:
+            self.faults.append(Fault(str(path), "is nested too deeply"))
         else:
             for section, value in table.items():
                 self._section(path, section, value)

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import click
 
 from branchd.cli.options import Command, bounds, pair
-from branchd.client.client import Object
+from branchd.client import Object
 from branchd.core.spec import Spec
 
 #: the key in a context's `meta` under which the words after `--` are

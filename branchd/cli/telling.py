@@ -5,8 +5,6 @@ from contextlib import aclosing
 
 from branchd.adapters.systemd import Notifier
 from branchd.branch.service import Service
-from branchd.core.lifecycle import State
-from branchd.core.spec import Wanted
 
 #: seconds between two of them: a start of 500 instances is told once, not 500 times
 EVERY = 1.0
@@ -43,10 +41,9 @@ class StatusLine:
             await asyncio.sleep(EVERY)
 
     def _line(self) -> str:
-        found = self._service.instances.list()
-        down = sum(one.status.wanted is Wanted.UP and one.status.state is not State.RUNNING for one in found)
+        number, down = self._service.instances.tally()
         parts = [
-            f"branch {self._service.name}: {len(found)} instances",
+            f"branch {self._service.name}: {number} instances",
             f"{down} not running" if down else "",
             self._note,
         ]

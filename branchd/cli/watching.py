@@ -16,8 +16,7 @@ from branchd.cli.options import patterns
 from branchd.cli.output import as_json, missing, neutral
 from branchd.cli.selectors import Selection, at, find, label
 from branchd.cli.session import Session, run
-from branchd.client import ApiProblem, BranchdClient, Unreachable
-from branchd.client.client import Object
+from branchd.client import ApiProblem, BranchdClient, Object, Unreachable
 
 #: lines of a log to begin with: the most that the API gives
 LONGEST_TAIL = 10_000

@@ -9,8 +9,7 @@ from branchd.cli.options import output, patterns
 from branchd.cli.output import Column, as_json, neutral, show
 from branchd.cli.selectors import Selection, at, find
 from branchd.cli.session import Session, run
-from branchd.client import BranchdClient
-from branchd.client.client import Object
+from branchd.client import BranchdClient, Object
 
 #: what is wanted is kept, and the worker will be told of it; that it does so already nobody can say
 _UNCONFIRMED = "wanted; the worker has not confirmed it"

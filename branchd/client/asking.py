@@ -43,6 +43,7 @@ class Asking:
         patience: float = 0.0,
         accept: str = "application/json",
     ) -> AsyncIterator[Answer]:
+        """`wait`: seconds that the answer may wait for what is asked; `patience`: seconds that it has besides."""
         asked = dict(query or {}) | ({} if wait is None else {"wait": f"{wait:g}s"})
         if self.local:
             asked["local"] = "1"
@@ -69,11 +70,13 @@ class Asking:
             return parsed(answer, await answer.read())
 
     async def call(self, method: str, path: str, **options: Any) -> int:
+        """The status alone."""
         async with self.request(method, path, **options) as answer:
             await answer.read()
             return answer.status
 
     async def holds(self, path: str) -> bool:
+        """False where the answer is 503."""
         try:
             await self.call("GET", path)
         except ApiProblem as problem:

@@ -1,6 +1,7 @@
 """The API's endpoints as methods: plain JSON values in and out, as /v1/openapi.json tells them.
 
 No dataclasses and no pydantic: a caller gets what the API said, and starts fast. A list comes whole, its pages joined.
+How the API is asked, and what an answer becomes, stands in asking.py.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -44,11 +45,13 @@ class BranchdClient:
 
         Apps, queues of apps and tokens are of no branch: it cannot ask for them.
         """
-        return self._with(replace(self._asking, branch=branch))
+        now = self._asking
+        return BranchdClient(self.url, now.token, timeout=now.timeout, branch=branch, local=now.local)
 
     def alone(self) -> "BranchdClient":
         """One whose questions this branch answers without the others."""
-        return self._with(replace(self._asking, local=True))
+        now = self._asking
+        return BranchdClient(self.url, now.token, timeout=now.timeout, branch=now.branch, local=True)
 
     # who, where, whether
 
@@ -157,7 +160,9 @@ class BranchdClient:
 
     async def delete_app(self, app: str, *, cascade: bool = False, patience: float = 0.0) -> None:
         """`cascade`: its instances too; it answers when they are gone, for which it has `patience` seconds more."""
-        await self._asking.call("DELETE", _path("apps", app), query={"cascade": "1"} if cascade else {}, patience=patience)
+        await self._asking.call(
+            "DELETE", _path("apps", app), query={"cascade": "1"} if cascade else {}, patience=patience
+        )
 
     async def publish_app(self, app: str) -> Object:
         """Makes the branch's own definition the neighbourhood's."""
@@ -276,7 +281,9 @@ class BranchdClient:
         given = {"tail": tail, "since": since, "grep": grep, "offset": offset, "length": length}
         query |= {name: str(value) for name, value in given.items() if value is not None}
         query |= {name: "1" for name, on in (("follow", follow), ("ignore_case", ignore_case)) if on}
-        async with self._asking.request("GET", _instance(app, name, "logs"), query=query, accept="text/plain") as answer:
+        async with self._asking.request(
+            "GET", _instance(app, name, "logs"), query=query, accept="text/plain"
+        ) as answer:
             async for piece in answer.pieces():
                 yield piece
 

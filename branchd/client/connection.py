@@ -2,7 +2,7 @@
 
 Why not an HTTP client that does both: docs/decisions/0006-the-client-speaks-h11.md. A connection carries one request:
 that costs next to nothing on a unix socket or on loopback, and there is no idle connection that a restart of the daemon
-breaks. What the API means stands in client.py.
+breaks. What the API means stands in asking.py.
 """
 
 import asyncio

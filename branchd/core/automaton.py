@@ -29,6 +29,7 @@ class Do(StrEnum):
     SPAWN = "spawn"
     SIGNAL = "signal"  #: begin the stop plan with its first step
     NEXT = "next step"  #: go on to the next step of the stop plan
+    RESUME = "same step again"  #: of the stop plan: an earlier daemon may have ended before it sent the signal
     KILL = "kill the tree"
     WAIT = "wait"  #: arm the timer with the delay that the policy decided
     FORGIVE = "forgive"  #: forget earlier crashes
@@ -140,7 +141,7 @@ TABLE: dict[State, dict[Symbol, Cell | Question]] = {
         Symbol.RENEW: _stay(State.STOPPING),
         Symbol.LATE: _stay(State.STOPPING),
         Symbol.TIMER: Question.PATIENCE,
-        Symbol.ADOPTED: _STOP,
+        Symbol.ADOPTED: Cell(State.STOPPING, (Do.RESUME,)),
         Symbol.SPEC_CHANGED: _stay(State.STOPPING),
     },
     State.EXITED: {
@@ -271,14 +272,22 @@ def _enter(
                 machine = replace(machine, run=machine.run + 1, step=0, blamed=False, held=False, reason=reason)
                 effects.append(Spawn(machine.run))
             case Do.KILL:
-                machine = replace(machine, step=len(policy.stop), deadline=now + KILL_AGAIN)
-                effects.append(Kill())
-            case Do.SIGNAL | Do.NEXT:
-                number = 0 if do is Do.SIGNAL else machine.step + 1
+                machine = _kill(machine, now, policy, effects)
+            case Do.RESUME if machine.step >= len(policy.stop):
+                machine = _kill(machine, now, policy, effects)
+            case Do.SIGNAL | Do.NEXT | Do.RESUME:
+                number = {Do.SIGNAL: 0, Do.NEXT: machine.step + 1}.get(do, machine.step)
                 current = policy.stop[number]
-                machine = replace(machine, step=number, deadline=now + current.patience)
+                # Its patience goes on, or who reloads often would never see it end; what is over begins anew.
+                left = machine.deadline if do is Do.RESUME and (machine.deadline or 0.0) > now else None
+                machine = replace(machine, step=number, deadline=left or now + current.patience)
                 effects.append(Signal(current.signal))
     return machine, effects
+
+
+def _kill(machine: Machine, now: float, policy: Policy, effects: list[Effect]) -> Machine:
+    effects.append(Kill())
+    return replace(machine, step=len(policy.stop), deadline=now + KILL_AGAIN)
 
 
 _Asked = tuple[Answer, Machine, float]

@@ -9,26 +9,30 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, to_jsonable_python
+from pydantic_core import ErrorDetails, ValidationError, to_jsonable_python
 
 from branchd.core.errors import Fault, Invalid
 from branchd.wire import json
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 T = TypeVar("T")
 
 #: No coercion: "1" is not 1, and true is not 1.
-_STRICT = ConfigDict(strict=True, extra="forbid")
+_STRICT = {"strict": True, "extra": "forbid"}
 
 #: faults reported of one request; what sends more than these is not a person
 MOST_FAULTS = 100
 
 
 @cache
-def adapter(kind: Any) -> TypeAdapter[Any]:
+def adapter(kind: Any) -> "TypeAdapter[Any]":
     """Built on first use and kept: building one costs milliseconds."""
+    from pydantic import TypeAdapter  # noqa: PLC0415  # start-up time: branchctl seldom needs it
+
     _forbid_extra(kind)
     return TypeAdapter(kind)
 

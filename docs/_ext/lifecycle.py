@@ -52,10 +52,7 @@ Arrow = tuple[State, State]
 
 
 def arrows() -> dict[Arrow, list[str]]:
-    """Every transition that changes the state: from where to where, and each label that leads there, in the tables' order.
-
-    The labels of a question carry its answers.
-    """
+    """From where to where, and each label that leads there, in the tables' order; a question's carry its answers."""
     found: dict[Arrow, list[str]] = {}
     for source, row in (*TABLE.items(), (State.STARTING, HELD)):
         for symbol, cell in row.items():

@@ -300,6 +300,19 @@ async def test_a_program_that_is_not_there_is_told(prober: LocalProber, folder: 
         await ask(prober, Probe(exec=run.argv), run)
 
 
+async def test_that_no_program_can_be_started_for_want_of_descriptors_is_no_answer(
+    prober: LocalProber, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short() -> tuple[int, int]:
+        raise OSError(24, "Too many open files")
+
+    run = launch(folder, "true")
+    monkeypatch.setattr(errands.os, "pipe", short)
+    with pytest.raises(SpawnFailed) as failure:
+        await ask(prober, Probe(exec=run.argv), run)
+    assert failure.value.ours
+
+
 async def test_one_that_is_killed_says_so(prober: LocalProber, folder: Path) -> None:
     run = launch(folder, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     assert await ask(prober, Probe(exec=run.argv), run) == "killed by SIGKILL"

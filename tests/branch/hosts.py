@@ -65,8 +65,9 @@ class SlowStore:
         self.hung = False  #: new instances are committed, and that is never told
         self.broken: Callable[[tuple[Change, ...]], bool] = lambda changes: False  #: as if full for these
         self.load, self.events, self.first_event = kept.load, kept.events, kept.first_event
+        self.event_before = kept.event_before
 
-    async def write(self, *changes: Change) -> None:
+    async def write(self, *changes: Change, durable: bool = True) -> None:
         await asyncio.sleep(DISK)
         if not self.dead:
             self.kept.full = self.broken(changes)

@@ -36,14 +36,17 @@ def steps(operation: Operation) -> dict[str, StepState]:
 
 
 async def two(both: Neighbourhood) -> tuple[Machine, Machine]:
-    """a and b, placed on the first, which has its fill of them; the second has room again."""
+    """a and b, placed on the first, which has its fill of them; the second has room again.
+
+    Where b's program is missing its replacement is given up with its third restart: in 9 seconds at the least.
+    """
     first, second = both.machines
     await both.advance(10)
     await both.put_app(0, "web")
     assert await both.create(0, "web", "filler", weight=8) == "filler"
     full = both.where("web", "filler")[0]
-    for name in ("a", "b"):
-        assert await both.create(0, "web", name, command=["serve", name] if name == "a" else ["other"]) == name
+    assert await both.create(0, "web", "a", command=["serve"]) == "a"
+    assert await both.create(0, "web", "b", command=["other"], restart={"floor": 3}) == "b"
     assert await both.delete(0, "web", "filler") is None
     await both.advance(5)
     return (second, first) if full == 0 else (first, second)

@@ -91,11 +91,11 @@ async def test_no_change_of_its_app_brings_back_what_is_being_deleted(service, h
 async def test_what_is_created_while_the_daemon_ends_is_left_to_the_next_one(service, house, monkeypatch):
     write, begun, may_go_on = house.store.write, asyncio.Event(), asyncio.Event()
 
-    async def slow(*changes):
+    async def slow(*changes, durable=True):
         if any(isinstance(change, Put) and isinstance(change.record, InstanceRecord) for change in changes):
             begun.set()
             await may_go_on.wait()
-        await write(*changes)
+        await write(*changes, durable=durable)
 
     monkeypatch.setattr(house.store, "write", slow)
     creating = asyncio.ensure_future(create(service, "a"))
@@ -116,7 +116,7 @@ async def worker(service, house):
     await service.apps.put("jobs", {"kind": "celery", "application": "proj", "queues": ["one"]})
     await service.instances.create(ADMIN, "jobs", {"name": "w"})
     supervisor = service._fleet.get("jobs", "w")
-    supervisor.heard(Heartbeat(phase=Phase.UP, queues=("one",)))
+    supervisor.attendance.heard(Heartbeat(phase=Phase.UP, queues=("one",)))
     await running(service, "w", "jobs")
     return supervisor
 
@@ -125,8 +125,8 @@ async def test_a_worker_that_claims_to_have_lost_its_queues_stays_stopped(servic
     pid = worker.process.identity.pid
     await service.instances.stop("jobs", "w")
     for _ in range(20):  # it agrees to each correction, and never consumes
-        worker._attendance._monitor.told({"op": "add_consumer", "queue": {"name": "one"}}, None)
-        worker.heard(Heartbeat(phase=Phase.UP, queues=()))
+        worker.attendance._monitor.told({"op": "add_consumer", "queue": {"name": "one"}}, None)
+        worker.attendance.heard(Heartbeat(phase=Phase.UP, queues=()))
     await worker.idle()
     house.processes.end(pid, Exit(0))
     assert await service.instances.wait("jobs", "w", "stopped", 10)
@@ -136,7 +136,7 @@ async def test_a_worker_that_claims_to_have_lost_its_queues_stays_stopped(servic
 async def test_a_worker_that_claims_to_have_thousands_of_queues_makes_no_thousands_of_tasks(worker):
     before = len(asyncio.all_tasks())
     for _ in range(3):
-        worker.heard(Heartbeat(phase=Phase.UP, queues=tuple(f"queue{number}" for number in range(1000))))
+        worker.attendance.heard(Heartbeat(phase=Phase.UP, queues=tuple(f"queue{number}" for number in range(1000))))
     assert len(asyncio.all_tasks()) - before <= 32
 
 

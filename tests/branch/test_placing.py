@@ -308,6 +308,20 @@ async def test_a_retry_of_what_was_accepted_asks_nobody_but_its_owner() -> None:
 
 
 @simulate
+async def test_a_retry_that_is_not_answered_takes_nothing_back_that_was_accepted_before() -> None:
+    async with Neighbourhood(2, 8) as mesh:
+        assert (await mesh.placing.place(offer(), PROBE)).owner.id == "b1"
+        mesh.targets[1].mute = {Offer}
+        for _ in range(2):
+            with pytest.raises(OutcomeUnknown):
+                await mesh.placing.place(offer(), PROBE)
+        assert mesh.held() == [0, 1]
+        assert not mesh.targets[1].cancelled
+        mesh.targets[1].mute = set()
+        assert not (await mesh.placing.place(offer(), PROBE)).made
+
+
+@simulate
 async def test_where_the_target_finds_that_an_earlier_try_made_it_elsewhere_that_branch_is_the_owner() -> None:
     async with Neighbourhood(2, 16, 4) as mesh:
         mesh.targets[1].made["request-web"] = "web"

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from branchd.core.health import Phase
 from branchd.core.automaton import HINT
+from branchd.core.health import Phase
 from branchd.core.lifecycle import State
 from branchd.core.spec import Probe
 from branchd.core.values import Exit
@@ -186,11 +186,11 @@ async def test_a_worker_is_ready_when_its_agent_and_its_probe_say_so(service, ho
     await until(lambda: len(house.prober.asked) > 2)
     assert worker.state is State.STARTING
     house.prober.failing[PROBE] = REFUSED
-    worker.heard(Heartbeat(phase=Phase.UP, queues=("one",)))
+    worker.attendance.heard(Heartbeat(phase=Phase.UP, queues=("one",)))
     await state(service, State.RUNNING, "jobs")  # it had succeeded before
     await until(lambda: ready(service, app="jobs")[0] == "False")
     assert REFUSED in ready(service, app="jobs")[1]
-    worker.heard(Heartbeat(phase=Phase.DOWN, queues=("one",)))
+    worker.attendance.heard(Heartbeat(phase=Phase.DOWN, queues=("one",)))
     await until(lambda: "its broker is unreachable" in ready(service, app="jobs")[1])
 
 
@@ -218,7 +218,7 @@ async def test_one_that_was_starting_is_late_by_the_time_of_its_start_also_for_t
     await until(lambda: house.prober.asked)
     first = service._fleet.get("web", "a")
     house.processes.crash()
-    first._attendance.stopping()
+    first.attendance.stopping()
     later = house.service()
     await later.begin()
     await state(later, State.FATAL)

@@ -95,7 +95,7 @@ class Run:
         """The daemon of before does nothing more, whatever was on its way."""
         self.service.close()
         for supervisor in self.service._fleet.all():
-            supervisor._draining = asyncio.current_task()  # what comes from now on stays in its mailbox
+            supervisor._mailbox._draining = asyncio.current_task()  # what comes from now on stays in its mailbox
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()

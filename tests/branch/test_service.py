@@ -229,6 +229,18 @@ async def test_a_full_disk_refuses_what_is_new_and_leaves_what_runs(service, hou
     await running(service, "a")
 
 
+async def test_a_daemon_that_starts_on_a_full_disk_adopts_what_runs(service, house):
+    await create(service, "a")
+    pid = await running(service, "a")
+    service.close()
+    house.store.full = True
+    later = house.service()
+    await later.begin()
+    assert later.ready
+    assert later.instances.get("web", "a").status.pid == pid
+    later.close()
+
+
 async def test_live_fields_take_effect_at_once_and_others_wait_for_a_restart(service, house):
     await create(service, "a")
     pid = await running(service, "a")

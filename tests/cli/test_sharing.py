@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from branchd.cli.control import main
-from branchd.client.client import BranchdClient, Object
+from branchd.client import BranchdClient, Object
 from branchd.core.errors import Conflict
 from tests.running_daemon import RunningDaemon
 

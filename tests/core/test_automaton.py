@@ -190,6 +190,22 @@ def test_an_adopted_process_goes_on_where_it_was():
     assert walk(RUNNING, Event(Symbol.ADOPTED)) == (RUNNING, [])
 
 
+def test_an_adopted_process_goes_on_in_its_stop_plan_with_the_patience_that_is_left():
+    policy = replace(POLICY, stop=(StopStep("TERM", 60.0), StopStep("QUIT", 10.0)))
+    stopping = replace(RUNNING, state=State.STOPPING, wanted=Wanted.DOWN, alive=False)
+    first = replace(stopping, step=0, deadline=100.0)
+    machine, effects = walk(first, Event(Symbol.ADOPTED), now=90.0, policy=policy)
+    assert (machine.step, machine.deadline, effects) == (0, 100.0, [Signal("TERM")])
+    second = replace(stopping, step=1, deadline=100.0)
+    machine, effects = walk(second, Event(Symbol.ADOPTED), now=95.0, policy=policy)
+    assert (machine.step, machine.deadline, effects) == (1, 100.0, [Signal("QUIT")])
+    machine, effects = walk(second, Event(Symbol.ADOPTED), now=200.0, policy=policy)
+    assert (machine.step, machine.deadline, effects) == (1, 210.0, [Signal("QUIT")])
+    killed = replace(stopping, step=2, deadline=100.0)
+    machine, effects = walk(killed, Event(Symbol.ADOPTED), now=95.0, policy=policy)
+    assert (machine.step, effects) == (2, [Kill()])
+
+
 def test_never_means_never_and_an_expected_exit_ends_it():
     never = replace(POLICY, restart=Restart(policy=RestartPolicy.NEVER))
     assert walk(RUNNING, Event(Symbol.EXITED, 1, Exit(1)), policy=never)[0].state is State.EXITED

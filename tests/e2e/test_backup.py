@@ -67,6 +67,17 @@ async def test_a_running_branch_is_backed_up_whole_and_for_its_owner_alone(shop:
     assert not [one for one in (shop.folder / "state").iterdir() if one.name.startswith(".backup")]
 
 
+async def test_no_device_and_no_pipe_is_replaced_by_a_backup_and_a_link_stays(shop: RunningBranch) -> None:
+    pipe, link, file = (shop.folder / name for name in ("pipe", "link", "b.tar.gz"))
+    os.mkfifo(pipe)
+    assert "is no regular file" in (await branchd(shop, "backup", str(pipe), code=1)).stderr
+    assert pipe.is_fifo()
+    link.symlink_to(file)
+    await branchd(shop, "backup", str(link))
+    assert link.is_symlink()
+    assert set(members(file)) == {"manifest.json", "branchd.db", "admin.token"}
+
+
 async def test_what_was_lost_comes_back_and_what_runs_still_is_adopted(shop: RunningBranch) -> None:
     file = shop.folder / "b.tar.gz"
     await branchd(shop, "backup", str(file))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,37 @@ async def test_a_faulty_file_keeps_nobody_from_starting_and_is_told_everywhere(c
     checked = await in_thread(CliRunner().invoke, daemon, ["check", "--config", str(configured.main)])
     assert "[branch].slots" in checked.stderr
     assert "[apps.x].user" in checked.stderr
+
+
+async def test_a_folder_that_cannot_be_read_is_not_an_empty_one(configured: Configured, folder: Path) -> None:
+    branch = await configured.branch.start()
+    before = await configured.both()
+    configured.shop.parent.rename(folder / "elsewhere")
+    (folder / "conf.d").touch()  # as root every folder can be read
+    assert "conf.d: cannot be read" in (await in_thread(configured.control, "update", code=1)).stderr
+    branch.kill()
+    await branch.start()
+    assert await configured.both() == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "deep"])
+async def test_a_file_that_cannot_be_taken_as_one_holds_nobody_up(configured: Configured, folder: Path, kind: str) -> None:
+    strange = folder / "conf.d" / "strange.toml"
+    match kind:
+        case "pipe":
+            os.mkfifo(strange)
+        case "device":
+            strange.symlink_to("/dev/zero")
+        case "deep":
+            strange.write_text("x = " + "[" * 20_000)
+    branch = await configured.branch.start()
+    refused = (await in_thread(configured.control, "reread", code=1)).stderr
+    assert f"{strange}: is n" in refused  # not a regular file, nested too deeply
+    strange.unlink()
+    (folder / "conf.d" / ".#shop.toml").symlink_to("nobody@here")  # an editor's
+    await in_thread(configured.control, "update")
+    assert await configured.both()
+    assert branch.running
 
 
 async def test_a_secret_comes_from_a_file_and_a_missing_one_is_told(configured: Configured, folder: Path) -> None:

@@ -318,6 +318,10 @@ async def on_a_full_disk(branch: RunningBranch, programs: Programs, disk: Path) 
     assert "w" not in programs.running()
     assert programs.only("other") == pids["shop:other"]
 
+    branch.kill()
+    await branch.start()
+    assert (await branch.status("shop", "other"))["pid"] == pids["shop:other"], "a daemon starts all the same"
+
     filler.unlink()
     status = await branch.state("shop", "w", "RUNNING", 30)
     assert status["pid"] == programs.only("w")

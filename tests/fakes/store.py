@@ -64,7 +64,7 @@ class MemoryStore:
             facts={fact.name: fact.value for fact in self._sorted(Remember)},
         )
 
-    async def write(self, *changes: Change) -> None:
+    async def write(self, *changes: Change, durable: bool = True) -> None:
         if self.full:
             raise StorageFailed("the store is full", "free space on the disk; running instances go on")
         tables = {kind: dict(records) for kind, records in self._tables.items()}
@@ -82,6 +82,10 @@ class MemoryStore:
 
     async def first_event(self) -> int:
         return self._last_expired + 1
+
+    async def event_before(self, last: int, count: int) -> int:
+        up_to = [event.id for event in self._sorted(EventRecord) if event.id <= last]
+        return up_to[-count - 1] if count < len(up_to) else 0
 
     def _sorted(self, kind: type) -> tuple[Any, ...]:
         return tuple(record for _, record in sorted(self._tables[kind].items()))

@@ -46,7 +46,7 @@ class Disk:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._machine.store, name)
 
-    async def write(self, *changes: Change) -> None:
+    async def write(self, *changes: Change, durable: bool = True) -> None:
         # Whoever waits for it may give up; the commit goes on.
         await asyncio.shield(asyncio.get_running_loop().create_task(self._commit(changes)))
 

@@ -76,7 +76,7 @@ class Placing:
         self._seen: Sequence[Member] | None = None
         self._candidates = Candidates(())
         self._names: dict[str, str] = {}
-        self._targets: OrderedDict[str, tuple[str, float]] = OrderedDict()  #: by request; and until when
+        self._targets: OrderedDict[str, _Remembered] = OrderedDict()  #: by request
         self._stories: OrderedDict[tuple[str, str], _Story] = OrderedDict()
 
     async def place(self, offer: Offer, probe: Probe) -> Made:
@@ -139,11 +139,18 @@ class Placing:
         """None: it is not in the roster any more."""
         return self._addresses.get(branch)
 
-    def remember(self, request: str, target: str) -> None:
-        self._targets[request] = target, self._wall() + REMEMBERED_FOR
+    def remember(self, request: str, target: str, *, accepted: bool = False) -> None:
+        """`accepted`: the target has said so; it stays true of it."""
+        accepted = accepted or self.has_accepted(request, target)
+        self._targets[request] = _Remembered(target, self._wall() + REMEMBERED_FOR, accepted)
         self._targets.move_to_end(request)
         if len(self._targets) > REMEMBERED:
             self._targets.popitem(last=False)
+
+    def has_accepted(self, request: str, target: str) -> bool:
+        """Whether the target said to this or another try of the request that it took it."""
+        known = self._targets.get(request)
+        return known is not None and known.target == target and known.accepted
 
     def forget(self, request: str) -> None:
         self._targets.pop(request, None)
@@ -157,8 +164,8 @@ class Placing:
 
     def _target(self, request: str) -> str | None:
         """The branch that may have made what this request asks for."""
-        target, until = self._targets.get(request, ("", 0.0))
-        return target if until > self._wall() else None
+        known = self._targets.get(request)
+        return known.target if known is not None and known.until > self._wall() else None
 
 
 class _Create:
@@ -288,6 +295,7 @@ class _Create:
         match answer:
             case Accepted():
                 self._accepted = answer
+                placing.remember(self.offer.request, target, accepted=True)
                 return Sign.ACCEPTED
             case Refusal():
                 return core.Refused(answer)
@@ -297,8 +305,8 @@ class _Create:
     async def _cancel(self, target: str) -> Sign:
         placing, question = self._placing, Cancel(self.offer.request)
         address = placing.address(target)
-        if address is None:
-            return Sign.CANCEL_UNANSWERED
+        if address is None or placing.has_accepted(self.offer.request, target):
+            return Sign.CANCEL_UNANSWERED  # what another try was promised is not this one's to take back
         try:
             if address == self._link.me:
                 answer: object = await self._here.cancel(question)
@@ -313,6 +321,13 @@ class _Create:
         self._stop_patience()
         for task in self._probes:
             task.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    target: str  #: that may have made what was asked for
+    until: float  #: seconds since 1970
+    accepted: bool  #: it said that it did
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,13 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from branchd.cli.importing.assembling import lifted, spec_faults
 from branchd.cli.importing.celery_command import Call, Kept, call, worker
+from branchd.cli.importing.celery_sources import Line
 from branchd.cli.importing.machine import Machine
 from branchd.cli.importing.notes import Entry, Imported, Note, Verdict, once
-from branchd.cli.importing.reading import Unreadable
 from branchd.core.faults import name_fault
 
 #: nodes of one line
@@ -31,49 +30,10 @@ _VALUED = re.compile(r"--(loglevel|logfile|pidfile|concurrency|queues|app|pool|a
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A command line, and what is told of its workers elsewhere."""
-
-    title: str
-    file: str
-    words: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    spec: Mapping[str, Any] = field(default_factory=dict)  #: fields that the line's own options beat
-    notes: tuple[Note, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Node:
     name: str  #: without its host
     host: str  #: "" where it is this machine's
     options: Mapping[str, str | None]
-
-
-def lines(text: str, variables: Mapping[str, str]) -> list[Line]:
-    """Of one command line, or of @FILE: one with such lines, or settings for Celery's init script. Unreadable."""
-    if not text.startswith("@"):
-        return [_line(text, "--celery-multi")]
-    path = text[1:]
-    try:
-        content = Path(path).read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise Unreadable(f"{path} cannot be read: {error}") from None
-    content = content.replace("\\\n", " ")
-    if re.search(r"^\s*(export\s+)?(CELERYD?_[A-Z_]+)=", content, re.MULTILINE):
-        from branchd.cli.importing.celery_settings import of_settings  # noqa: PLC0415  # only where there are such
-
-        return [of_settings(content, path, variables)]
-    found = [_line(one, path) for one in content.splitlines() if one.strip() and not one.strip().startswith("#")]
-    if not found:
-        raise Unreadable(f"{path} has no lines of celery multi")
-    return found
-
-
-def _line(text: str, file: str) -> Line:
-    try:
-        return Line(text.strip(), file, tuple(shlex.split(text, comments=True)))
-    except ValueError as error:
-        raise Unreadable(f"{text.strip()[:80]}: {str(error).lower()}") from None
 
 
 def of_celery_multi(given: Sequence[Line], app: str | None, machine: Machine) -> Imported:

@@ -104,7 +104,8 @@ def _read(
 ) -> "Imported":
     # start-up time: these bring pydantic
     from branchd.cli.importing.assembling import of_supervisord  # noqa: PLC0415
-    from branchd.cli.importing.celery_lines import lines, of_celery_multi  # noqa: PLC0415
+    from branchd.cli.importing.celery_lines import of_celery_multi  # noqa: PLC0415
+    from branchd.cli.importing.celery_sources import lines  # noqa: PLC0415
     from branchd.cli.importing.machine import ThisMachine  # noqa: PLC0415
 
     if file is not None:

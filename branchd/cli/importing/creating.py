@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from branchd.cli.importing.notes import Imported
-from branchd.client import ApiProblem, BranchdClient
-from branchd.client.client import Object
+from branchd.client import ApiProblem, BranchdClient, Object
 from branchd.core.errors import BranchdError
 from branchd.core.merge import hide
 

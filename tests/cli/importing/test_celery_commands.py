@@ -8,7 +8,8 @@ from celery.apps.multi import MultiParser, NamespacedOptionParser
 
 from branchd.cli.importing import celery_lines
 from branchd.cli.importing.celery_command import Kept, call, worker
-from branchd.cli.importing.celery_lines import lines, of_celery_multi
+from branchd.cli.importing.celery_lines import of_celery_multi
+from branchd.cli.importing.celery_sources import lines
 from branchd.cli.importing.notes import Imported, Verdict
 from branchd.cli.importing.reading import Unreadable
 from tests.cli.importing.machines import FakeMachine

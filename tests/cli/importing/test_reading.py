@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from branchd.cli.importing import report, toml
 from branchd.cli.importing.assembling import of_supervisord
-from branchd.cli.importing.celery_lines import lines, of_celery_multi
+from branchd.cli.importing.celery_lines import of_celery_multi
+from branchd.cli.importing.celery_sources import lines
 from branchd.cli.importing.notes import Imported, Verdict
 from branchd.cli.importing.reading import Unreadable, read
 from tests.cli.importing.machines import HOST, FakeMachine

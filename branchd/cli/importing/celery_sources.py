@@ -1,13 +1,16 @@
-"""The settings of Celery's init scripts and units, /etc/default/celeryd: the `celery multi` line that they stand for.
+"""Where `celery multi` command lines come from: one that is given, a file of them, or the settings of Celery's init
+scripts and units, /etc/default/celeryd, which stand for a line. What a line means stands in celery_lines.py.
 
-They are lines of a shell that is not run: plain assignments, with the variables of lines before and of the caller.
+Settings are lines of a shell that is not run: plain assignments, with the variables of lines before and of the caller.
 """
 
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from branchd.cli.importing.celery_lines import Line
 from branchd.cli.importing.notes import Note, Verdict
 from branchd.cli.importing.reading import Unreadable
 
@@ -21,7 +24,44 @@ _GONE = ("CELERYD_PID_FILE", "CELERYD_LOG_FILE", "CELERYD_MULTI", "CELERY_CREATE
          "CELERY_CREATE_LOGDIR", "CELERYD_SU", "CELERYD_SU_ARGS", "CELERYD_PID_DIR", "CELERYD_LOG_DIR")  # fmt: skip
 
 
-def of_settings(content: str, path: str, variables: Mapping[str, str]) -> Line:
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A command line, and what is told of its workers elsewhere."""
+
+    title: str
+    file: str
+    words: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    spec: Mapping[str, Any] = field(default_factory=dict)  #: fields that the line's own options beat
+    notes: tuple[Note, ...] = ()
+
+
+def lines(text: str, variables: Mapping[str, str]) -> list[Line]:
+    """Of one command line, or of @FILE: one with such lines, or settings for Celery's init script. Unreadable."""
+    if not text.startswith("@"):
+        return [_line(text, "--celery-multi")]
+    path = text[1:]
+    try:
+        content = Path(path).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{path} cannot be read: {error}") from None
+    content = content.replace("\\\n", " ")
+    if re.search(r"^\s*(export\s+)?(CELERYD?_[A-Z_]+)=", content, re.MULTILINE):
+        return [_of_settings(content, path, variables)]
+    found = [_line(one, path) for one in content.splitlines() if one.strip() and not one.strip().startswith("#")]
+    if not found:
+        raise Unreadable(f"{path} has no lines of celery multi")
+    return found
+
+
+def _line(text: str, file: str) -> Line:
+    try:
+        return Line(text.strip(), file, tuple(shlex.split(text, comments=True)))
+    except ValueError as error:
+        raise Unreadable(f"{text.strip()[:80]}: {str(error).lower()}") from None
+
+
+def _of_settings(content: str, path: str, variables: Mapping[str, str]) -> Line:
     """Unreadable where a line is no assignment, or needs a shell."""
     found: dict[str, str] = {}
     exported: dict[str, str] = {}
