@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
+from branchd.adapters import proc
 from branchd.adapters.identity import marks
 from branchd.adapters.state import StateFolder
 from branchd.adapters.store import SqliteStore
 from branchd.branch.identity import Mark
 from branchd.core.errors import Fatal, Invalid
+from branchd.core.values import Identity
 from branchd.wire import json
 from branchd.wire.decode import decode, encode
 
@@ -51,13 +53,19 @@ class Restored:
     manifest: Manifest
     aside: Path | None  #: where what was there before is now
     same_place: bool  #: on the machine that it was made on, so that nothing has to be asked
+    running: tuple[str, ...]  #: programs of the branch that still run, in words
 
 
 def make(state: Path, out: IO[bytes], name: str, version: str, now: float) -> Manifest:
-    """Writes the archive of a branch that runs, or does not. Fatal."""
-    if not (state / _STORE).exists():
-        raise Fatal(f"there is no branch in {state}", "say where its state is: --state, or --config")
+    """Writes the archive of a branch that runs, or does not. Fatal; also for anybody but the folder's owner.
+
+    For names are followed in the folder: root would write where its owner has them lead.
+    """
     try:
+        if not (state / _STORE).exists():
+            raise Fatal(f"there is no branch in {state}", "say where its state is: --state, or --config")
+        if (owner := state.stat().st_uid) != os.geteuid():
+            raise Fatal(f"{state} belongs to uid {owner}, and this is uid {os.geteuid()}", "run it as that user")
         with tempfile.TemporaryDirectory(prefix=".backup-", dir=state) as folder:
             copy = Path(folder) / _STORE
             with _opened(state / _STORE) as source, _opened(copy, new=True) as target:
@@ -81,7 +89,7 @@ def make(state: Path, out: IO[bytes], name: str, version: str, now: float) -> Ma
 def restore(state: Path, archive: IO[bytes], now: str, *, force: bool) -> Restored:
     """Puts back what an archive holds, after it was seen to be whole; `now` names what is put aside. Fatal.
 
-    `force`: also where there is a branch in the folder already.
+    `force`: also where there is a branch in the folder already, and where programs of it, or of the backup, still run.
     """
     folder = StateFolder(state)
     folder.acquire()  # no daemon uses it now, nor begins to
@@ -93,10 +101,20 @@ def restore(state: Path, archive: IO[bytes], now: str, *, force: bool) -> Restor
             )
         with tempfile.TemporaryDirectory(prefix=".restore-", dir=state) as found:
             manifest = _unpack(archive, Path(found))
+            runs = _runs(Path(found) / _STORE)
+            with contextlib.suppress(sqlite3.Error):  # a damaged one is put aside, and tells nothing
+                runs += _runs(state / _STORE)
+            running = _running(runs)
+            if running and not force:
+                more = f" and {len(running) - 5} more" if len(running) > 5 else ""
+                raise Fatal(
+                    f"programs of the branch still run: {', '.join(running[:5])}{more}",
+                    "start its daemon and stop it by TERM; with --force the backup's are adopted, others left alone",
+                )
             same_place = _settle(Path(found) / _STORE, manifest, state)
             aside = _put_aside(state, now) if there else None
             _put_in_place(Path(found), state)
-        return Restored(manifest, aside, same_place)
+        return Restored(manifest, aside, same_place, running)
     except (OSError, sqlite3.Error) as error:
         raise Fatal(f"{state} cannot be restored: {_words(error)}", "free space on its disk, and try again") from error
     finally:
@@ -169,6 +187,28 @@ def _lives_elsewhere(manifest: Manifest, state: Path) -> bool:
             return _identifier(store) == manifest.id
     except sqlite3.Error:
         return True  # nobody can tell
+
+
+def _runs(path: Path) -> list[tuple[str, str, Identity]]:
+    """Of each instance that has a process, or may have: name, mark, identity. sqlite3.Error."""
+    with _opened(path) as store:
+        rows = store.execute("SELECT app, instance, nonce, process_boot, process_pid, process_started FROM runs")
+        return [(f"{app}:{name}", nonce, Identity(*process)) for app, name, nonce, *process in rows if nonce]
+
+
+def _running(runs: list[tuple[str, str, Identity]]) -> tuple[str, ...]:
+    """What of these still runs: by its identity, or by the mark in the environment of any of its tree."""
+    boot = proc.boot_id()
+    by_mark = {mark: name for name, mark, _ in runs}
+    by_identity = {identity: name for name, _, identity in runs}
+    found: dict[str, int] = {}
+    for pid in sorted(proc.pids()):
+        stat = proc.stat(pid)
+        if stat is not None and not stat.ended:
+            known = by_identity.get(Identity(boot, pid, stat.started)) or by_mark.get(proc.mark(pid) or "")
+            if known is not None:
+                found.setdefault(known, pid)
+    return tuple(f"{name} (pid {pid})" for name, pid in sorted(found.items()))
 
 
 def _put_aside(state: Path, now: str) -> Path:

@@ -3,7 +3,7 @@
 Controllers are switched on when the first instance asks for a limit that needs one, and not before: one in
 subtree_control of a delegated cgroup makes the unit's next start fail on systemd 252 (219/CGROUP), unless something
 switches it off again after the stop, and the cgroup that hands them down may hold no process, so that the daemon has to
-leave it for a leaf.
+leave it for a leaf. Where others are in it too, such as the shell that the daemon was started from, it is left as it is.
 """
 
 import contextlib
@@ -125,8 +125,16 @@ class CgroupRoot:
 
     @property
     def available(self) -> frozenset[str]:
-        """Controllers that may be switched on for instances."""
-        return _words(self.folder.parent / "cgroup.controllers")
+        """Controllers that are on, or may be switched on, for instances."""
+        own = self.folder.parent
+        return _words(own / ("cgroup.subtree_control" if self.shared else "cgroup.controllers"))
+
+    @property
+    def shared(self) -> bool:
+        """Others are in the daemon's own cgroup, so that it cannot be emptied to hand controllers down."""
+        own = self.folder.parent
+        # The root of the machine's hierarchy has no type, and hands controllers down whatever is in it.
+        return (own / "cgroup.type").exists() and not all(map(_ours, _members(own)))
 
     @property
     def enabled(self) -> frozenset[str]:
@@ -134,19 +142,19 @@ class CgroupRoot:
         return _words(self.folder / "cgroup.subtree_control")
 
     def enable(self, controllers: Iterable[str]) -> None:
-        """Switches them on; OSError where that is not granted."""
+        """Switches them on; OSError where that is not granted, or the daemon's own cgroup is shared."""
         wanted = " ".join(f"+{name}" for name in controllers)
         own = self.folder.parent
         try:
             _write(own / "cgroup.subtree_control", wanted)
         except OSError as error:
-            if error.errno != errno.EBUSY:
+            if error.errno != errno.EBUSY or self.shared:
                 raise
             leaf = own / LEAF
             leaf.mkdir(exist_ok=True)
-            for pid in (own / "cgroup.procs").read_text(encoding="ascii").split():
+            for pid in _members(own):
                 with contextlib.suppress(ProcessLookupError):
-                    _write(leaf / "cgroup.procs", pid)
+                    _write(leaf / "cgroup.procs", str(pid))
             _write(own / "cgroup.subtree_control", wanted)
         _write(self.folder / "cgroup.subtree_control", wanted)
 
@@ -212,6 +220,24 @@ def _inside(mount: Path, top: PurePosixPath, path: str) -> Path | None:
     if ".." in within.parts or not within.is_relative_to(top):
         return None
     return mount / within.relative_to(top)
+
+
+def _members(folder: Path) -> list[int]:
+    """Pids; 0 for one that this daemon's namespace does not show."""
+    try:
+        return [int(pid) for pid in (folder / "cgroup.procs").read_text(encoding="ascii").split()]
+    except OSError:
+        return []
+
+
+def _ours(pid: int) -> bool:
+    """The daemon itself, or what descends from it; what is gone keeps nobody from anything."""
+    while pid not in (0, os.getpid()):
+        stat = proc.stat(pid)
+        if stat is None:
+            return True
+        pid = stat.parent
+    return pid != 0
 
 
 def _magic(path: str) -> int:

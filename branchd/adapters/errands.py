@@ -1,27 +1,25 @@
 """Programs that are run beside an instance and soon end: probes and hooks. Run as the instance is, each with a session
-of its own, in the daemon's control group; whoever takes too long, or says too much, is killed with its whole tree.
+of its own; whoever takes too long, or says too much, is killed with its whole tree.
 
-What an instance itself runs is process.py's.
+How they are started is process.py's; what an instance itself runs is too.
 """
 
 import asyncio
-import contextlib
-import errno
 import os
-import resource
 import signal
-import subprocess
-import uuid
+from collections.abc import Callable
 
-from branchd.adapters import precheck, proc
+from branchd.adapters import precheck, proc, trees
+from branchd.adapters.process import LinuxProcesses
 from branchd.adapters.reaping import ExitWatch
+from branchd.adapters.spawning import Begun
 from branchd.core.errors import SpawnFailed
 from branchd.core.values import Exit, Launch
 
 #: errands at a time
 AT_ONCE = 16
 
-#: errands that are begun a second; each holds the daemon up for a millisecond, and more where it switches the user
+#: errands that are begun a second: many that fall due together leave the machine to others
 A_SECOND = 100.0
 
 #: bytes that one may write
@@ -31,34 +29,30 @@ MOST_OUTPUT = 1 << 20
 TAIL = 4096
 MOST_TOLD = 300
 
-#: descriptors that it may have, as by default of the kernel; the daemon raises its own
-DESCRIPTORS = 1024
-
-#: rounds of killing what a tree forked while it was being killed
-KILL_ROUNDS = 10
-
-#: errno of a start that failed for want of something of the machine's or the daemon's
-OURS = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-
 
 class Errands:
-    def __init__(self) -> None:
+    def __init__(self, processes: LinuxProcesses) -> None:
+        self._processes = processes
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._next = 0.0
         self._running: set[_Errand] = set()
-        with open("/proc/self/oom_score_adj", encoding="ascii") as file:
-            self._resets_oom = int(file.read()) != 0
 
     def close(self) -> None:
         """Kills what still runs."""
         for errand in list(self._running):
             errand.kill()
 
-    async def run(self, launch: Launch, timeout: float, stdin: bytes | None = None) -> str | None:
-        """None where it exits with 0, else why not, in words, with its last line. SpawnFailed."""
+    async def run(
+        self, launch: Launch, timeout: float, stdin: bytes = b"", begins: Callable[[], None] = lambda: None
+    ) -> str | None:
+        """None where it exits with 0, else why not, in words, with its last line. SpawnFailed.
+
+        `begins` is called when its turn has come; from then on the timeout counts.
+        """
         async with self._slots:
             await self._turn()
-            errand = _Errand(launch, stdin, self._resets_oom)
+            begins()
+            errand = _Errand(self._processes, launch, stdin)
             self._running.add(errand)
             try:
                 async with asyncio.timeout(timeout):
@@ -80,30 +74,23 @@ class Errands:
 
 
 class _Errand:
-    def __init__(self, launch: Launch, stdin: bytes | None, resets_oom: bool) -> None:
+    def __init__(self, processes: LinuxProcesses, launch: Launch, stdin: bytes) -> None:
         """Starts it. SpawnFailed."""
         self._loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[str | None] = self._loop.create_future()
-        self._mark = f"errand-{uuid.uuid4().hex}"
+        self._processes = processes
+        self.ended: asyncio.Future[str | None] = self._loop.create_future()  #: why it failed; SpawnFailed
+        self._mark = processes.errand_mark()
+        self._watch: ExitWatch | None = None
+        self._pid = 0
+        self._unwanted = False
         self._written = 0
         self._tail = b""
         self._output, output = _pipe()
         os.set_blocking(self._output, False)
-        try:
-            self._pid = _start(launch, self._mark, stdin, output)
-            self._watch = ExitWatch(_pidfd(self._pid), self._kill_group, self._exited)
-        except SpawnFailed:
-            os.close(self._output)
-            raise
-        finally:
-            os.close(output)
         self._loop.add_reader(self._output, self._read)
-        with contextlib.suppress(OSError):  # it may have ended already
-            hard = resource.prlimit(self._pid, resource.RLIMIT_NOFILE)[1]
-            resource.prlimit(self._pid, resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
-        if resets_oom:
-            with contextlib.suppress(OSError), open(f"/proc/{self._pid}/oom_score_adj", "w", encoding="ascii") as file:
-                file.write("0")
+        # A task of its own: whoever gives up waiting must still learn of what has begun, and end it.
+        self._starting = self._loop.create_task(self._start(launch, output, stdin))
+        self._starting.add_done_callback(self._started)
 
     @property
     def last_line(self) -> str:
@@ -112,27 +99,35 @@ class _Errand:
 
     def kill(self) -> None:
         """The whole tree, where it has not ended by itself. Its main process is reaped when it is gone."""
+        self._unwanted = True
         self._close_output()
-        if self._watch.pidfd < 0:
+        if self._watch is None or self._watch.pidfd < 0:
             return
         descendants = proc.descendants(self._pid)  # listed before any dies: they are known by their parents
-        self._kill_group()
+        trees.kill_group(self._pid)
         self._watch.signal(signal.SIGKILL)
         for each in descendants:
-            _kill(each)
-        for _ in range(KILL_ROUNDS):  # whose parents had ended before: they came to this process, a subreaper
-            orphans = [pid for pid in proc.children(os.getpid()) if pid != self._pid and proc.mark(pid) == self._mark]
-            if not orphans:
-                return
-            for pid in orphans:
-                for stat in (proc.stat(pid), *proc.descendants(pid)):
-                    if stat is not None:
-                        _kill(stat)
+            trees.kill(each)
+        self._processes.kill_left(self._mark)  # whose parents had ended before
 
-    def _kill_group(self) -> None:
-        """Only while its main process is not reaped: then its number may be another's."""
-        with contextlib.suppress(OSError):
-            os.killpg(self._pid, signal.SIGKILL)
+    async def _start(self, launch: Launch, output: int, stdin: bytes) -> Begun:
+        try:
+            return await self._processes.spawn_errand(launch, self._mark, output, stdin)
+        finally:
+            os.close(output)
+
+    def _started(self, starting: asyncio.Task[Begun]) -> None:
+        if starting.cancelled():  # the loop ends
+            return
+        if (failure := starting.exception()) is not None:
+            if not self.ended.done():
+                self.ended.set_exception(failure)
+            return
+        begun = starting.result()
+        self._pid = begun.pid
+        self._watch = ExitWatch(begun.pidfd, lambda: trees.kill_group(begun.pid), self._exited)
+        if self._unwanted:
+            self.kill()
 
     def _read(self) -> None:
         try:
@@ -166,66 +161,11 @@ class _Errand:
             self.ended.set_result(failure)
 
 
-def _start(launch: Launch, mark: str, stdin: bytes | None, output: int) -> int:
-    """The pid of the new child, which is ours to reap. SpawnFailed."""
-    who = precheck.credentials(launch.user, launch.group)
-    program = precheck.program(launch, who)
-    given = -1
-    try:
-        if stdin is not None:
-            given = os.memfd_create("stdin")
-            os.write(given, stdin)
-            os.lseek(given, 0, os.SEEK_SET)
-        child = subprocess.Popen(
-            (program, *launch.argv[1:]),
-            stdin=subprocess.DEVNULL if given < 0 else given,
-            stdout=output,
-            stderr=output,
-            cwd=launch.directory,
-            env={**launch.env, proc.MARK: mark},
-            start_new_session=True,
-            user=None if who is None else who.uid,
-            group=None if who is None else who.gid,
-            extra_groups=None if who is None else who.groups,
-            umask=-1 if launch.umask is None else launch.umask,
-        )
-    except OSError as error:
-        words = os.strerror(error.errno) if error.errno else str(error)
-        raise SpawnFailed(f"program {program} could not be started: {words}", ours=error.errno in OURS) from error
-    except ValueError as error:  # a NUL byte, or a '=' in a name
-        raise SpawnFailed(f"command or environment cannot be handed over: {error}", "correct it") from error
-    finally:
-        if given >= 0:
-            os.close(given)
-    child.returncode = 0  # Popen must neither wait for it nor warn about it
-    return child.pid
-
-
 def _pipe() -> tuple[int, int]:
     """SpawnFailed."""
     try:
         return os.pipe()
     except OSError as error:
-        raise SpawnFailed(f"a program's output cannot be read: {error.strerror}", ours=error.errno in OURS) from error
-
-
-def _pidfd(pid: int) -> int:
-    """SpawnFailed; the child is gone then."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise SpawnFailed(f"a program cannot be watched: {error.strerror}", ours=True) from error
-
-
-def _kill(target: proc.Stat) -> None:
-    with contextlib.suppress(OSError):
-        pidfd = os.pidfd_open(target.pid)
-        try:
-            now = proc.stat(target.pid)
-            if now is not None and now.started == target.started:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
+        raise SpawnFailed(
+            f"a program's output cannot be read: {error.strerror}", ours=error.errno in precheck.OURS
+        ) from error

@@ -37,8 +37,15 @@ LONGEST = 2000
 
 
 @dataclass(frozen=True, slots=True)
+class Listening:
+    socket: socket.socket
+    ours: bool  #: False: the service manager made it
+    inode: int = 0  #: of a unix socket's path; 0: not known
+
+
+@dataclass(frozen=True, slots=True)
 class Handover:
-    sockets: tuple[tuple[socket.socket, bool], ...] = ()  #: that listen; False: the service manager made it
+    sockets: tuple[Listening, ...] = ()
     lock: int | None = None  #: descriptor of the state folder's lock, held
     again: bool = False  #: this image takes the place of another one
 
@@ -47,27 +54,38 @@ def receive(environment: MutableMapping[str, str]) -> Handover:
     """To be called once, early: takes its variables out of `environment`, so that no child gets them.
 
     No child gets the descriptors either. Those of somebody else, by the pid that stands beside them, are left alone.
+    Fatal where the service manager gives something else than a socket.
     """
     told = environment.pop(INHERITED, "")
     listen = {name: environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
     if told:
         inherited = json.loads(told)
         if inherited["pid"] == os.getpid():
-            sockets = tuple((_taken(number), bool(ours)) for number, ours in inherited["sockets"])
+            sockets = tuple(Listening(_taken(number), ours, inode) for number, ours, inode in inherited["sockets"])
             lock = inherited["lock"]
             if lock is not None:
                 os.set_inheritable(lock, False)
             return Handover(sockets, lock, again=True)
     if listen["LISTEN_PID"] == str(os.getpid()) and listen["LISTEN_FDS"].isdecimal():
         numbers = range(FIRST, FIRST + int(listen["LISTEN_FDS"]))
-        taken = (_taken(number) for number in numbers)
-        return Handover(tuple((one, False) for one in taken if _listens(one)))
+        taken = [_taken(number) for number in numbers]
+        for other in [one for one in taken if not _listens(one)]:
+            taken.remove(other)
+            other.close()
+        return Handover(tuple(Listening(one, False) for one in taken))
     return Handover()
 
 
 def _taken(number: int) -> socket.socket:
-    os.set_inheritable(number, False)
-    return socket.socket(fileno=number)
+    """Fatal."""
+    try:
+        os.set_inheritable(number, False)
+        return socket.socket(fileno=number)
+    except OSError as error:
+        raise Fatal(
+            f"descriptor {number}, which the service manager gives, is no socket: {error.strerror}",
+            "of the lines of the socket unit that listen leave ListenStream= alone",
+        ) from error
 
 
 def _listens(given: socket.socket) -> bool:
@@ -108,13 +126,21 @@ def let_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
 
 
+def told_to_end(seconds: float) -> bool:
+    """Waits so long for a signal that ends a daemon, while no loop runs; one that reloads ends the waiting."""
+    hold_signals()
+    signals = HELD - {signal.SIGUSR1, signal.SIGUSR2}
+    came = signal.sigtimedwait(signals, seconds)
+    return came is not None and came.si_signo != signal.SIGHUP
+
+
 def become(handover: Handover, environment: Mapping[str, str]) -> NoReturn:
     """Replaces this process's image. OSError where that cannot be: then nothing has changed."""
-    numbers = [one.fileno() for one, _ in handover.sockets] + ([] if handover.lock is None else [handover.lock])
+    numbers = [one.socket.fileno() for one in handover.sockets] + ([] if handover.lock is None else [handover.lock])
     told = {
         "pid": os.getpid(),
         "lock": handover.lock,
-        "sockets": [(one.fileno(), ours) for one, ours in handover.sockets],
+        "sockets": [(one.socket.fileno(), one.ours, one.inode) for one in handover.sockets],
     }
     try:
         for number in numbers:

@@ -1,27 +1,24 @@
 """Figures of this machine and of the processes on it, read when somebody asks: the port `Host`."""
 
 import os
-import time
+import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 
 from branchd.adapters import environment_file, proc
-from branchd.adapters.precheck import account_of
+from branchd.adapters.limits import RESOURCES
+from branchd.adapters.precheck import Accounts
 from branchd.core.errors import SpawnFailed
 from branchd.core.values import Identity
 
-#: seconds that the number of an account is used for: a definition may concern thousands of instances, and who knows
-#: the accounts may be a server
-UID_FOR = 5.0
-
 
 class LocalHost:
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, accounts: Accounts) -> None:
         self._state = state
+        self._accounts = accounts
         self._boot = proc.boot_id()
-        self._uids: dict[str, tuple[int, float]] = {}  #: and until when, by time.monotonic()
 
     @property
     def boot(self) -> str:
@@ -44,20 +41,19 @@ class LocalHost:
 
     def account(self, user: str | None) -> tuple[str, str]:
         try:
-            account = account_of(user)
+            account = self._accounts.account(user)
         except SpawnFailed:
             if user is not None:
                 raise
             return "/", str(os.geteuid())  # a container's user often has a number alone
         return account.pw_dir, account.pw_name
 
+    def hard_limits(self) -> Mapping[str, int]:
+        limits = {name: resource.getrlimit(number)[1] for name, number in RESOURCES.items()}
+        return {name: hard for name, hard in limits.items() if hard != resource.RLIM_INFINITY}
+
     def uid(self, user: str | None) -> int:
-        if user is None:
-            return os.geteuid()
-        known = self._uids.get(user)
-        if known is None or known[1] < time.monotonic():
-            self._uids[user] = known = account_of(user).pw_uid, time.monotonic() + UID_FOR
-        return known[0]
+        return os.geteuid() if user is None else self._accounts.account(user).pw_uid
 
     def environment(self, path: str) -> Mapping[str, str]:
         return environment_file.read(path, os.environ.get("CREDENTIALS_DIRECTORY"))

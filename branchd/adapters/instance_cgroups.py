@@ -38,6 +38,12 @@ class InstanceCgroups:
         """Controllers; None where there are no cgroups."""
         return None if self._root is None else self._root.available
 
+    @property
+    def withheld(self) -> str:
+        """Why controllers are not to be had, where that is known."""
+        shared = self._root is not None and self._root.shared
+        return "other processes are in the daemon's own control group" if shared else ""
+
     def close(self) -> None:
         """What is empty goes."""
         if self._tidying is not None:
@@ -69,6 +75,20 @@ class InstanceCgroups:
             raise
         finally:
             os.close(folder)
+
+    @contextmanager
+    def beside(self, key: Key | None) -> Iterator[list[int]]:
+        """The folder, opened, of the cgroup of an instance that runs; [] where it does not, or has none."""
+        cgroup = None if key is None else self.of(key)
+        try:
+            folder = [cgroup.open()] if cgroup is not None and cgroup in self._used else []
+        except OSError:
+            folder = []
+        try:
+            yield folder
+        finally:
+            for each in folder:
+                os.close(each)
 
     def use(self, cgroup: Cgroup) -> None:
         self._used.add(cgroup)

@@ -14,7 +14,8 @@ CONTROLLERS = {"memory": "memory", "cpu": "cpu", "tasks": "pids"}
 #: microseconds over which a share of CPU time is counted, the kernel's default
 CPU_PERIOD = 100_000
 
-_RESOURCES = {
+#: names of limits of a process -> the kernel's numbers of them
+RESOURCES = {
     "open_files": resource.RLIMIT_NOFILE,
     "address_space": resource.RLIMIT_AS,
     "core": resource.RLIMIT_CORE,
@@ -40,13 +41,16 @@ def controllers(limits: Limits) -> frozenset[str]:
 
 def of_process(limits: Limits, descriptors: tuple[int, int]) -> list[tuple[int, int, int]]:
     """For setrlimit: number, soft, hard. `descriptors`: those of open files where nothing else is asked for."""
-    asked = {_RESOURCES[name]: size for name in _RESOURCES if (size := _bytes(limits, name)) is not None}
+    asked = {RESOURCES[name]: size for name in RESOURCES if (size := _bytes(limits, name)) is not None}
     asked_for = [(number, size, size) for number, size in asked.items()]
     return asked_for if resource.RLIMIT_NOFILE in asked else [(resource.RLIMIT_NOFILE, *descriptors), *asked_for]
 
 
-def unenforceable(limits: Limits, available: frozenset[str] | None, descriptors: tuple[int, int]) -> Mapping[str, str]:
-    """Names of limits, and why not. `available`: controllers; None: there are no cgroups."""
+def unenforceable(
+    limits: Limits, available: frozenset[str] | None, descriptors: tuple[int, int], withheld: str = ""
+) -> Mapping[str, str]:
+    """Names of limits, and why not. `available`: controllers; None: there are no cgroups. `withheld`: why no others are,
+    where that is known."""
     found = {}
     for name, controller in CONTROLLERS.items():
         if getattr(limits, name) is None:
@@ -54,9 +58,9 @@ def unenforceable(limits: Limits, available: frozenset[str] | None, descriptors:
         if available is None:
             found[name] = "there are no control groups"
         elif controller not in available:
-            found[name] = f"the controller {controller!r} is not to be had"
+            found[name] = f"the controller {controller!r} is not to be had" + (f": {withheld}" if withheld else "")
     may_raise, may_hurry = _capable(_CAP_SYS_RESOURCE), _capable(_CAP_SYS_NICE)
-    for name, number in _RESOURCES.items():
+    for name, number in RESOURCES.items():
         hard = descriptors[1] if name == "open_files" else resource.getrlimit(number)[1]
         size = _bytes(limits, name)
         if size is not None and not may_raise and hard != resource.RLIM_INFINITY and size > hard:

@@ -5,9 +5,10 @@ Both are handed to the program itself: nothing passes through the daemon, and no
 
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from branchd.core.errors import SpawnFailed
@@ -49,9 +50,22 @@ def inherited(joined: bool) -> Iterator[tuple[int, int]]:
                     "the daemon was started without standard output or error, so there is nothing to inherit",
                     'start it with both, or set "logs": {"to": "files"}',
                 )
-            found.append(os.dup(number))
+            found.append(_again(number))
             stack.callback(os.close, found[-1])
         yield found[0], found[0] if joined else found[1]
+
+
+def _again(number: int) -> int:
+    """Opened anew where it is a pipe or a terminal: a program that makes its own not blocking must not do so to the
+    daemon's. The position in a file is to be shared, and a socket cannot be opened."""
+    mode = os.fstat(number).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        with suppress(OSError):  # another user's, or nobody reads it any more
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            opened = os.open(f"/proc/self/fd/{number}", flags)
+            os.set_blocking(opened, True)
+            return opened
+    return os.dup(number)
 
 
 @contextmanager

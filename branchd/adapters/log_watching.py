@@ -126,8 +126,9 @@ class LogWatch:
     def watch(self, key: Key, logs: tuple[RotatedLog, ...], rotate_at: int, keep: int, *, pack: bool) -> None:
         """At least one archive is always kept. What an earlier daemon left half done is set right at once."""
         before = self._watched.get(key, ())
-        if [(it.log, it.rotate_at, it.keep, it.packs) for it in before] == [(log, rotate_at, keep, pack) for log in logs]:
-            return
+        wanted = [(log, rotate_at, keep, pack) for log in logs]
+        if [(it.log, it.rotate_at, it.keep, it.packs) for it in before] == wanted:
+            return  # the next process writes on where the last one ended
         for watched in before:
             watched.left = True
         now = time.monotonic()
@@ -143,9 +144,11 @@ class LogWatch:
             self._rotating.submit(watched.look)
             if watched.packs and not self._closed:
                 self._rotating.submit(self._pack, key, watched, 0)
-        if not self._watched and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if not self._watched:
+            self._queue.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Does it in the thread that rotates: before any look from now on, and never during one."""
@@ -188,6 +191,9 @@ class LogWatch:
             _, _, key, watched = heapq.heappop(self._queue)
             if not watched.left:
                 due.append((key, watched))
+        if not due:
+            self._wake()
+            return
         self._round = asyncio.get_running_loop().run_in_executor(self._rotating, self._look_at, due)
         self._round.add_done_callback(partial(self._end_round, due))
 

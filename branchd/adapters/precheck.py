@@ -74,11 +74,20 @@ def credentials(user: str | None, group: str | None) -> Credentials | None:
 
 
 class Accounts:
-    """Credentials that were looked up, for a moment: a mass start asks for one account hundreds of times, and who
-    knows the accounts may be a server."""
+    """What was looked up, for a moment: a mass start asks for one account hundreds of times, and who knows the accounts
+    may be a server."""
 
     def __init__(self) -> None:
+        self._accounts: dict[str | None, tuple[float, pwd.struct_passwd]] = {}
         self._known: dict[tuple[str | None, str | None], tuple[float, Credentials | None]] = {}
+
+    def account(self, user: str | None) -> pwd.struct_passwd:
+        """As account_of()."""
+        until, known = self._accounts.get(user, (0.0, None))
+        if known is None or until < time.monotonic():
+            known = account_of(user)
+            self._accounts[user] = time.monotonic() + ACCOUNT_FOR, known
+        return known
 
     def credentials(self, user: str | None, group: str | None) -> Credentials | None:
         """As credentials()."""
@@ -123,6 +132,12 @@ def explained(error: OSError, program: str) -> SpawnFailed:
         return SpawnFailed(f"program {program} did not begin in time", "is its file server there?", ours=True)
     if error.errno == errno.ECANCELED:
         return SpawnFailed("it was killed before it came to its program", "is its limit of memory too low?", ours=True)
+    if error.errno == errno.ENOSYS:
+        return SpawnFailed(
+            "clone3(2) is not to be had, and on this machine nothing takes its place",
+            "allow it in the container's filter of system calls (seccomp)",
+            ours=True,
+        )
     if error.errno == errno.E2BIG:
         return SpawnFailed("arguments and environment together are too long for the kernel", "shorten them")
     return SpawnFailed(

@@ -5,6 +5,7 @@ https is asked without looking at the certificate: it is asked whether the progr
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from functools import cached_property
 
 from branchd.adapters.dialing import Failed, dial, request
@@ -21,11 +22,12 @@ class LocalProber:
         self._errands = errands
         self._slots = asyncio.Semaphore(AT_ONCE)
 
-    async def ask(self, probe: Probe, launch: Launch | None) -> str | None:
+    async def ask(self, probe: Probe, launch: Launch | None, begins: Callable[[], None]) -> str | None:
         """SpawnFailed, besides."""
         if launch is not None:
-            return await self._errands.run(launch, probe.timeout)
+            return await self._errands.run(launch, probe.timeout, begins=begins)
         async with self._slots:
+            begins()
             try:
                 async with asyncio.timeout(probe.timeout):
                     if probe.http is not None:

@@ -60,6 +60,15 @@ def stat(pid: int) -> Stat | None:
     )
 
 
+def uid(pid: int) -> int | None:
+    """The real one: the effective one may be that of a file that it executes."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith(b"Uid:")), None)
+    except OSError:
+        return None
+
+
 def resident(pid: int) -> int:
     """Bytes of memory that it holds, shared ones too; 0 when it is gone."""
     try:

@@ -5,25 +5,27 @@ Whether and when to start or end anything is decided elsewhere.
 """
 
 import asyncio
-import contextlib
 import ctypes
 import errno
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import replace
+from pathlib import PurePosixPath
 
 import structlog
 
 from branchd.adapters import limits as kernel
-from branchd.adapters import precheck, proc
+from branchd.adapters import precheck, proc, trees
 from branchd.adapters.cgroup import Cgroup, CgroupRoot, why_none
 from branchd.adapters.instance_cgroups import InstanceCgroups
 from branchd.adapters.reaping import ExitWatch, OrphanReaper, tells_foreign
 from branchd.adapters.spawner import Order
 from branchd.adapters.spawning import Begun, SpawnerLost, Spawning
+from branchd.branch.ports import Lost
 from branchd.core.errors import SpawnFailed, Unavailable
 from branchd.core.machine import ProcessFacts
 from branchd.core.spec import Limits
@@ -33,11 +35,15 @@ log = structlog.get_logger()
 
 PR_SET_CHILD_SUBREAPER = 36
 
-#: rounds of killing what a tree forked while it was being killed; a fork bomb outlives them, and its next sweep's
-KILL_ROUNDS = 10
-
 #: starts under way at a time: more than these keep no CPU busier, and each holds descriptors open
 STARTS_AT_ONCE = 8
+
+#: seconds for which a start counts among them: one that takes longer waits for a disk or a file server, keeps no CPU
+#: busy, and is to keep nobody waiting
+TURN = 0.5
+
+#: why a start failed that may have been well
+LOST = "the process that starts programs was lost"
 
 #: seconds by which a start time, which /proc rounds down to clock ticks, may seem to lie before the intent
 ROUNDING = 0.05
@@ -94,6 +100,8 @@ class LinuxProcesses:
 
     def __init__(self, branch_id: str, cgroups: CgroupRoot | None) -> None:
         self._branch_id = branch_id
+        self._errands = f"errand-{branch_id}-"  #: what the marks of errands begin with
+        self._own_errands = f"{self._errands}{uuid.uuid4().hex}-"
         self._cgroups = InstanceCgroups(cgroups)
         self._boot = proc.boot_id()
         self._running: dict[int, LinuxProcess] = {}
@@ -108,13 +116,18 @@ class LinuxProcesses:
         self._joins_late = False  #: the last one could not begin in its cgroup
         self._turns = asyncio.Semaphore(STARTS_AT_ONCE)
         self._spawning = Spawning()
-        self._accounts = precheck.Accounts()
+        self.accounts = precheck.Accounts()
         self._reaper = OrphanReaper(self._running, lambda: self._spawning.busy)
 
     @property
     def spawner(self) -> int | None:
         """Pid of the process that forks for this one, while there is one."""
         return self._spawning.pid
+
+    def begin(self) -> None:
+        """All that an earlier daemon started is adopted: from now on zombies are reaped, and its errands are ended."""
+        self._reaper.begin()
+        asyncio.get_running_loop().run_in_executor(None, self._sweep_errands)  # it looks at every process
 
     def close(self) -> None:
         """Lets go of everything; what runs goes on."""
@@ -137,23 +150,57 @@ class LinuxProcesses:
         output: AbstractContextManager[tuple[int, int]],
         on_exit: Callable[[Exit], None],
     ) -> LinuxProcess:
-        who = self._accounts.credentials(launch.user, launch.group)
+        who = self.accounts.credentials(launch.user, launch.group)
         program = precheck.located(launch, who)
         order = self._order(program, nonce, launch, who)
-        async with self._turns:
+        async with self._turn():
             with self._cgroups.entered(key, launch.limits) as (cgroup, folder):
                 try:
                     with output as (stdout, stderr):
                         begun = await self._spawning.spawn(order, [stdout, stderr, *folder])
                 except OSError as error:
-                    if error.errno in precheck.EXPLICABLE:
-                        precheck.program(launch, who)
-                    raise precheck.explained(error, program) from error
+                    raise _failed(error, program, launch, who) from error
                 except SpawnerLost as error:
                     if cgroup is None or not self._cgroups.kill(cgroup):
                         self._kill_marked(nonce, everywhere=False)
-                    raise SpawnFailed("the process that starts programs was lost", ours=True) from error
+                    raise SpawnFailed(LOST, ours=True) from error
                 return self._begun(key, nonce, begun, cgroup, program, on_exit)
+
+    async def spawn_errand(self, launch: Launch, mark: str, output: int, stdin: bytes) -> Begun:
+        """What is no main process of an instance; its end, and what it leaves behind, are the caller's. SpawnFailed.
+
+        `mark`: of errand_mark(). Not to be cancelled: then it may begin all the same.
+        """
+        who = self.accounts.credentials(launch.user, launch.group)
+        program = precheck.located(launch, who)
+        order = self._order(program, mark, launch, who, stdin)
+        async with self._turn():
+            with self._cgroups.beside(launch.within) as folder:
+                try:
+                    return await self._spawning.spawn(order, [output, output, *folder])
+                except OSError as error:
+                    raise _failed(error, program, launch, who) from error
+                except SpawnerLost as error:
+                    self.kill_left(mark)
+                    raise SpawnFailed(LOST, ours=True) from error
+
+    def errand_mark(self) -> str:
+        return f"{self._own_errands}{uuid.uuid4().hex}"
+
+    def kill_left(self, mark: str) -> None:
+        """KILL to what a tree of our own has left behind."""
+        self._kill_marked(mark, everywhere=False)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        await self._turns.acquire()
+        with ExitStack() as turn:
+            turn.callback(self._turns.release)
+            over = asyncio.get_running_loop().call_later(TURN, turn.close)
+            try:
+                yield
+            finally:
+                over.cancel()
 
     def _begun(
         self, key: Key, nonce: str, begun: Begun, cgroup: Cgroup | None, program: str, on_exit: Callable[[Exit], None]
@@ -162,7 +209,7 @@ class LinuxProcesses:
         stat = proc.stat(begun.pid)
         if stat is None:  # it is there, so that we cannot open it has one reason
             os.close(begun.pidfd)
-            _kill_group(begun.pid)
+            trees.kill_group(begun.pid)
             os.waitpid(begun.pid, 0)
             raise precheck.explained(OSError(errno.EMFILE, os.strerror(errno.EMFILE)), program)
         process = LinuxProcess(self, key, nonce, Identity(self._boot, begun.pid, stat.started), adopted=False)
@@ -192,7 +239,7 @@ class LinuxProcesses:
         process.cgroup = self._cgroups.holding(identity.pid, self._branch_id, key)
         return self._watched(process, pidfd, on_exit)
 
-    def find(self, nonces: Mapping[str, float]) -> Mapping[str, Identity | None]:
+    def find(self, lost: Mapping[str, Lost]) -> Mapping[str, Identity | None]:
         """As the port says; Unavailable when that cannot be told for want of descriptors."""
         carriers: dict[str, list[proc.Stat]] = {}
         try:
@@ -201,14 +248,24 @@ class LinuxProcesses:
             raise Unavailable(f"the machine's processes cannot be listed: {error.strerror}", precheck.LIMITS) from error
         for pid in pids:
             nonce = proc.mark(pid)
-            if nonce is not None and nonce in nonces and (stat := proc.stat(pid)) is not None:
-                carriers.setdefault(nonce, []).append(stat)
+            if nonce is not None and nonce in lost and (stat := proc.stat(pid)) is not None:
+                if self._may_be(pid, lost[nonce]):
+                    carriers.setdefault(nonce, []).append(stat)
         found: dict[str, Identity | None] = {}
         for nonce, stats in carriers.items():
-            firsts = _firsts(stats, nonces[nonce])
+            firsts = _firsts(stats, lost[nonce].since)
             if firsts:
                 found[nonce] = Identity(self._boot, firsts[0].pid, firsts[0].started) if len(firsts) == 1 else None
         return found
+
+    def _may_be(self, pid: int, lost: Lost) -> bool:
+        """Whoever is root may have become anyone by now, and may take any mark; others have their account, and their
+        instance's cgroup. Without one it may be: where it could not be made, it was started all the same."""
+        uid = proc.uid(pid)
+        if lost.uid not in (None, 0, uid) and uid != 0:
+            return False
+        *_, above, name = ("", "", *PurePosixPath(proc.cgroup(pid) or "/").parts)
+        return above != f"branchd-{self._branch_id}" or name == str(lost.key)
 
     def sweep(self, key: Key, nonce: str) -> None:
         tree = self._trees.get(nonce)
@@ -219,7 +276,7 @@ class LinuxProcesses:
         if cgroup is not None and self._cgroups.sweep(cgroup) and tree is not None:
             return
         if tree is not None and proc.stat(tree.identity.pid) is None:  # else the number is somebody else's by now
-            _kill_group(tree.identity.pid)
+            trees.kill_group(tree.identity.pid)
         self._kill_marked(nonce, everywhere=tree is None or tree.adopted)
 
     def facts(self) -> ProcessFacts:
@@ -236,7 +293,7 @@ class LinuxProcesses:
         )
 
     def unenforceable(self, limits: Limits) -> Mapping[str, str]:
-        return kernel.unenforceable(limits, self._cgroups.available, self._descriptors)
+        return kernel.unenforceable(limits, self._cgroups.available, self._descriptors, self._cgroups.withheld)
 
     def kill(self, process: LinuxProcess) -> None:
         """What LinuxProcess.kill_tree does."""
@@ -245,9 +302,9 @@ class LinuxProcesses:
             if process.stat() is not None:
                 # listed before any dies: they are known by their parents
                 descendants = proc.descendants(process.identity.pid)
-                _kill_group(process.identity.pid)
+                trees.kill_group(process.identity.pid)
                 for stat in descendants:
-                    _kill(stat)
+                    trees.kill(stat)
             self._kill_marked(process.nonce, everywhere=process.adopted)
         process.signal(signal.SIGKILL)
 
@@ -279,7 +336,9 @@ class LinuxProcesses:
         self._trees[process.nonce] = process
         return process
 
-    def _order(self, program: str, nonce: str, launch: Launch, who: precheck.Credentials | None) -> Order:
+    def _order(
+        self, program: str, nonce: str, launch: Launch, who: precheck.Credentials | None, stdin: bytes = b""
+    ) -> Order:
         """SpawnFailed for what the kernel could not be told."""
         argv = [os.fsencode(word) for word in (program, *launch.argv[1:])]
         env = {os.fsencode(name): os.fsencode(value) for name, value in {**launch.env, proc.MARK: nonce}.items()}
@@ -297,6 +356,7 @@ class LinuxProcesses:
             kernel.of_process(launch.limits, self._descriptors),
             launch.limits.nice,
             launch.limits.oom_score_adj if launch.limits.oom_score_adj is not None else self._oom_score_adj,
+            stdin,
         )
 
     def _joined(self, process: LinuxProcess) -> bool:
@@ -306,25 +366,24 @@ class LinuxProcesses:
         return self._cgroups.holding(process.identity.pid, self._branch_id, process.key) == process.cgroup
 
     def _kill_marked(self, nonce: str, *, everywhere: bool) -> None:
-        """KILL to all that carry the mark, and to their descendants, some of which may have cleared their environment.
+        """What our own trees leave behind comes to us: only those of an earlier daemon need a look at every process."""
 
-        What our own trees leave behind comes to us: only those of an earlier daemon need a look at every process.
-        """
-        killed: set[int] = set()
-        for _ in range(KILL_ROUNDS):
-            try:
-                left: Iterable[int] = proc.pids() if everywhere else [stat.pid for stat in self._reaper.orphans()]
-            except OSError as error:
-                log.warning("processes_not_listed", error=str(error))
-                return
-            found = [pid for pid in left if pid not in killed and proc.mark(pid) == nonce]
-            if not found:
-                return
-            for pid in found:
-                for stat in (proc.stat(pid), *proc.descendants(pid)):
-                    if stat is not None:
-                        _kill(stat)
-            killed.update(found)
+        def left() -> Iterable[int]:
+            return proc.pids() if everywhere else [stat.pid for stat in self._reaper.orphans()]
+
+        trees.kill_marked(lambda mark: mark == nonce, left)
+
+    def _sweep_errands(self) -> None:
+        """Those of an earlier daemon, which was killed: nobody waits for them any more."""
+        trees.kill_marked(
+            lambda mark: mark.startswith(self._errands) and not mark.startswith(self._own_errands), proc.pids
+        )
+
+
+def _failed(error: OSError, program: str, launch: Launch, who: precheck.Credentials | None) -> SpawnFailed:
+    if error.errno in precheck.EXPLICABLE:
+        precheck.program(launch, who)  # says why, where it can tell
+    return precheck.explained(error, program)
 
 
 def _firsts(carriers: list[proc.Stat], since: float) -> list[proc.Stat]:
@@ -336,19 +395,3 @@ def _firsts(carriers: list[proc.Stat], since: float) -> list[proc.Stat]:
         marked = {stat.pid for stat in carriers}
         firsts = [stat for stat in firsts if stat.parent not in marked] or firsts
     return firsts
-
-
-def _kill(target: proc.Stat) -> None:
-    with contextlib.suppress(OSError):
-        pidfd = os.pidfd_open(target.pid)
-        try:
-            now = proc.stat(target.pid)
-            if now is not None and now.started == target.started:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
-
-
-def _kill_group(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)

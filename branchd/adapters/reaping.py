@@ -17,7 +17,7 @@ FIRST_LOOK = 0.002
 #: seconds after which the status of somebody else's child counts as unknown: its parent does not reap it
 STATUS_PATIENCE = 2.0
 #: seconds between two looks for zombies that nobody waits for; those who have a use for one have that long to reap it:
-#: other starters of processes in this daemon, and the adoption that follows a re-exec
+#: other starters of processes in this daemon
 ORPHAN_PATIENCE = 1.0
 
 #: _IOWR(0xFF, 11, struct pidfd_info) of linux/pidfd.h, in its first size
@@ -102,6 +102,8 @@ class OrphanReaper:
     Not on SIGCHLD: each is a byte in the loop's wakeup socket, some hundred at once fill it, and a TERM that comes then
     is lost. Not whatever waitid(P_ALL) offers: it may be the child of another part of this daemon, which waits for it.
     What is still a zombie at the second look is an orphan. A look costs one call when there are no zombies.
+
+    Not before begin() either: after a re-exec the instances are children that nobody waits for yet.
     """
 
     def __init__(self, waited_for: Container[int], expecting: Callable[[], bool]) -> None:
@@ -110,10 +112,14 @@ class OrphanReaper:
         self._waited_for = waited_for
         self._expecting = expecting
         self._seen: set[tuple[int, int]] = set()
+        self._next: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
         self._next = self._loop.call_later(ORPHAN_PATIENCE, self._look)
 
     def close(self) -> None:
-        self._next.cancel()
+        if self._next is not None:
+            self._next.cancel()
 
     def orphans(self) -> list[proc.Stat]:
         """Our children that are no main process of an instance, zombies too."""

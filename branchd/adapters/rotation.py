@@ -18,7 +18,7 @@ moment.
 A finished archive is compressed beside it (`.packing`), gets its name (`.gz`) when that is on disk, and then goes away;
 where a crash leaves both, it counts and the compressed one is deleted.
 
-When to rotate is decided in logs.py; reading is log_reading.py's.
+When to rotate is decided in log_watching.py; reading is log_reading.py's.
 """
 
 import ctypes

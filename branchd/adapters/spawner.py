@@ -26,10 +26,10 @@ from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
 LENGTH = struct.Struct("=I")
 
 #: program, argv, environment, directory, umask (-1: the daemon's), who (uid, gid, supplementary groups; None: as the
-#: daemon), limits (number, soft, hard), niceness and oom_score_adj (each None: the daemon's)
+#: daemon), limits (number, soft, hard), niceness and oom_score_adj (each None: the daemon's), what it reads from stdin
 Order = tuple[
     bytes, list[bytes], dict[bytes, bytes], bytes, int, "tuple[int, int, list[int]] | None",
-    "list[tuple[int, int, int]]", "int | None", "int | None",
+    "list[tuple[int, int, int]]", "int | None", "int | None", bytes,
 ]  # fmt: skip
 
 #: An answer, as soon as a program has begun or failed: which request since the start, from 0; pid, or 0 where there is
@@ -48,7 +48,10 @@ _READY = b"ready"
 _FAILURE = struct.Struct("=II")
 
 _SYS_CLONE3, _SYS_PIDFD_SEND_SIGNAL = 435, 424  # on every architecture
-_SYS_CLONE = {"x86_64": 56, "i686": 120, "armv7l": 120, "ppc64le": 120}.get(os.uname().machine, 220)
+#: for want of clone3: of those whose number and order of arguments are known here
+_SYS_CLONE = {("x86_64", 8): 56, ("aarch64", 8): 220, ("riscv64", 8): 220}.get(
+    (os.uname().machine, struct.calcsize("P"))
+)
 _CLONE_PIDFD, _CLONE_PARENT, _CLONE_INTO_CGROUP = 0x1000, 0x8000, 0x200000000
 _PR_SET_PDEATHSIG = 1
 _SIGKILL, _SIGPIPE, _SIGXFSZ, _SIG_SETMASK = 9, 13, 25, 2
@@ -167,6 +170,8 @@ class Spawner:
                 self._clone3 = error.errno not in (_EPERM, _ENOSYS)
                 if cgroup < 0 and self._clone3:
                     raise
+        if _SYS_CLONE is None:
+            raise OSError(_ENOSYS, os.strerror(_ENOSYS))
         pidfd = ctypes.c_int(-1)
         pid = _LIBC.syscall(_SYS_CLONE, _CLONE_PARENT | _CLONE_PIDFD, None, ctypes.byref(pidfd), None, None)
         return *_checked(pid, pidfd.value), False
@@ -234,7 +239,7 @@ def _checked(pid: int, pidfd: int) -> tuple[int, int]:
 
 def _become(order: Order, daemon: int, descriptors: list[int], joined: bool, failed: int) -> None:
     """In the clone: executes the program, or tells why not. Never returns. Everything else closes on exec."""
-    program, argv, env, directory, umask, who, limits, nice, oom_score_adj = order
+    program, argv, env, directory, umask, who, limits, nice, oom_score_adj, stdin = order
     step = 1
     try:
         os.setsid()
@@ -258,7 +263,7 @@ def _become(order: Order, daemon: int, descriptors: list[int], joined: bool, fai
         step = 3
         os.chdir(directory)
         step = 4
-        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        os.dup2(_readable(stdin) if stdin else os.open("/dev/null", os.O_RDONLY), 0)
         os.dup2(descriptors[0], 1)
         os.dup2(descriptors[1], 2)
         step = 5
@@ -285,6 +290,14 @@ def _renice(nice: int) -> None:
         return
 
 
+def _readable(text: bytes) -> int:
+    """A descriptor of it."""
+    file = os.memfd_create("stdin")
+    os.write(file, text)
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
+
+
 def _write(path: str, text: bytes, folder: int | None = None) -> None:
     try:
         os.write(os.open(path, os.O_WRONLY, dir_fd=folder), text)
@@ -302,7 +315,10 @@ def main(line: int, daemon: int) -> None:
     _LIBC.signal(_SIGXFSZ, None)
     _LIBC.sigprocmask(_SIG_SETMASK, bytes(128), None)
     os.set_inheritable(line, False)
-    Spawner(socket(fileno=line), daemon).serve()
+    try:
+        Spawner(socket(fileno=line), daemon).serve()
+    except ConnectionError:  # it has hung up in the middle of something
+        return
 
 
 if __name__ == "__main__":

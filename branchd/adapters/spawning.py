@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 
 import structlog
@@ -25,6 +26,21 @@ from branchd.adapters.spawner import ANSWER, LENGTH, PATIENCE, STEPS, Order
 log = structlog.get_logger()
 
 PROGRAM = str(Path(spawner.__file__))
+
+
+def program() -> str:
+    """What the interpreter is to run: as it was compiled when it was imported here, else it would keep, for as long as
+    it runs, a fifth more memory that only its compiling took."""
+    compiled = cache_from_source(PROGRAM)
+    try:
+        source = os.stat(PROGRAM)
+        with open(compiled, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return PROGRAM
+    # What was compiled from another source stays where it may not be written anew.
+    now = MAGIC_NUMBER + struct.pack("<III", 0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size & 0xFFFFFFFF)
+    return compiled if head == now else PROGRAM
 
 
 class SpawnerLost(Exception):
@@ -62,7 +78,7 @@ class Spawning:
         return bool(self._answers)
 
     def close(self) -> None:
-        """What is under way may begin or not; nobody is told of it."""
+        """What is under way does not begin, or has begun and can be found by its mark; nobody is told of it."""
         if self._helper is not None:
             self._end(self._helper)
 
@@ -84,9 +100,11 @@ class Spawning:
             except OSError as error:
                 self._lost(line, str(error))
         try:
-            async with asyncio.timeout(2 * PATIENCE):
+            async with asyncio.timeout(2 * PATIENCE) as patience:
                 return await answer
         except TimeoutError:
+            if not patience.expired():  # an answer: it has given up this one start, and serves the others
+                raise
             self._lost(line, "does not answer")
             raise SpawnerLost from None
 
@@ -110,7 +128,7 @@ class Spawning:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._asked = 0
         with theirs:
-            self._command = [sys.executable, "-I", "-S", "-B", PROGRAM, str(theirs.fileno()), str(os.getpid())]
+            self._command = [sys.executable, "-I", "-S", "-B", program(), str(theirs.fileno()), str(os.getpid())]
             try:
                 self._helper = subprocess.Popen(
                     self._command,
@@ -156,25 +174,25 @@ class Spawning:
             answer.set_result(Begun(pid, pidfd, bool(joined)))
 
     def _lost(self, line: socket.socket, how: str) -> None:
-        """Ends what it had cloned and not executed yet. What it has executed can be found by its mark."""
         if line is not self._line or self._helper is None:
             return
         log.warning("spawner_lost", pid=self._helper.pid, how=how, under_way=len(self._answers))
         self._end(self._helper)
-        command = b"".join(os.fsencode(word) + b"\0" for word in self._command)
-        for pid in proc.children(os.getpid()):
-            if proc.command_line(pid) == command:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
         answers, self._answers = self._answers, {}
         for answer in answers.values():
             if not answer.done():
                 answer.set_exception(SpawnerLost())
 
     def _end(self, helper: "subprocess.Popen[bytes]") -> None:
+        """And what it had cloned and not executed yet. What it has executed can be found by its mark."""
         self._loop.remove_reader(self._line)
         self._loop.remove_writer(self._line)
         self._line.close()
         helper.kill()
         helper.wait()
         self._helper = None
+        command = b"".join(os.fsencode(word) + b"\0" for word in self._command)
+        for pid in proc.children(os.getpid()):
+            if proc.command_line(pid) == command:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)

@@ -4,8 +4,8 @@ While one commit is made, the writes that come meanwhile are gathered, and the n
 them fails, all are made again, each in a savepoint of its own, so that it takes nothing of its neighbours with it.
 
 A commit waits for the disk where a caller of it asks for that. Without, it is in the kernel's hands when the caller
-goes on: the daemon may be killed then, and only the machine's own end takes it away. So a start of a machine finds what
-was asked for, and what happened by itself but for the last of it: docs/decisions tells why that is enough.
+goes on: the daemon may be killed then, and only the machine's own end takes it away. So a machine that starts finds
+all that was asked for, and what happened by itself but for the last of it.
 
 What belongs here: the file and its migrations, the thread, and words for its failures. What the tables hold stands in
 store_tables.py.
@@ -72,6 +72,7 @@ class SqliteStore:
         self._jobs: SimpleQueue[list[_Job] | None] = SimpleQueue()
         self._waiting: list[_Job] = []  #: for the thread to be done with what it has
         self._busy = False
+        self._durable = True  #: as the connection is set
         self._thread: threading.Thread | None = None
         self._place = (0, 0)  #: device and inode of the file
 
@@ -111,8 +112,9 @@ class SqliteStore:
     async def write(self, *changes: Change, durable: bool = True) -> None:
         """Commits all of them or none, in the order of the calls, and returns when that is done.
 
-        `durable`: a power cut does not take it away either. StorageFailed where nothing was kept; Conflict for a queue without its app or a run without its instance.
-        A caller that is cancelled while it waits takes nothing back: the changes are committed all the same.
+        `durable`: a power cut does not take it away either. A caller that is cancelled while it waits takes nothing
+        back: the changes are committed all the same. StorageFailed where nothing was kept; Conflict for a queue without
+        its app or a run without its instance.
         """
         await self._ask(partial(_apply_all, changes), writes=True, durable=durable)
 
@@ -155,9 +157,7 @@ class SqliteStore:
             steps = ("BEGIN IMMEDIATE;", migrations[number], f"PRAGMA user_version = {number};", "COMMIT;")
             connection.executescript("\n".join(steps))
 
-    async def _ask(
-        self, work: Callable[[sqlite3.Connection], T], *, writes: bool = False, durable: bool = False
-    ) -> T:
+    async def _ask(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = False, durable: bool = False) -> T:
         if self._thread is None:
             raise StorageFailed("the store is closed")
         loop = asyncio.get_running_loop()
@@ -202,31 +202,28 @@ class SqliteStore:
         """One transaction for all; an outcome for each."""
         try:
             self._check_place()
-            connection.execute(f"PRAGMA synchronous = {'FULL' if any(job.durable for job in group) else 'NORMAL'}")
-            try:
-                return self._transaction(connection, group, self._at_once)
-            except Exception:  # noqa: BLE001 - which of them it was, and whether it was one, is found out now
-                return self._transaction(connection, group, self._within_savepoint)
-        except Exception as error:  # noqa: BLE001 - it is the callers', who get it; the thread goes on
-            return [_Outcome(error=self._in_words(error)) for _ in group]
-
-    def _transaction(
-        self,
-        connection: sqlite3.Connection,
-        group: Sequence[_Job],
-        each: Callable[[_Work, sqlite3.Connection], _Outcome],
-    ) -> list[_Outcome]:
-        """All of them or, with what it raises, none."""
-        try:
+            self._wait_for_the_disk(connection, any(job.durable for job in group))
             connection.execute("BEGIN IMMEDIATE")
-            outcomes = [each(job.work, connection) for job in group]
+            try:
+                outcomes = [_Outcome(job.work(connection)) for job in group]
+            except Exception:  # noqa: BLE001 - whose it is comes out now
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                connection.execute("BEGIN IMMEDIATE")
+                outcomes = [self._within_savepoint(job.work, connection) for job in group]
             connection.execute("COMMIT")
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - it is the callers', who get it; the thread goes on
             # SQLite may have rolled back by itself.
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
-            raise
+            return [_Outcome(error=self._in_words(error)) for _ in group]
         return outcomes
+
+    def _wait_for_the_disk(self, connection: sqlite3.Connection, durable: bool) -> None:
+        """Whether the commits from now on do; one that does takes all before it to the disk too."""
+        if durable is not self._durable:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
 
     def _check_place(self) -> None:
         """What is written to a file that nobody can open again is not kept."""

@@ -35,6 +35,7 @@ class Given:
 
     socket: socket.socket
     ours: bool  #: False: the service manager made it, and takes its path away
+    inode: int = 0  #: of a unix socket's path when it was opened; 0: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +96,22 @@ def _matched(listeners: Iterable[UnixListener | TcpListener], given: Sequence[Gi
     for anywhere in (False, True):
         for place, listener in enumerate(listeners):
             if found[place] is None:
-                found[place] = next((one for one in left if _has(one.socket, listener, anywhere)), None)
+                found[place] = next((one for one in left if _has(one, listener, anywhere)), None)
                 left = [one for one in left if one is not found[place]]
     return found
 
 
-def _has(there: socket.socket, listener: UnixListener | TcpListener, anywhere: bool) -> bool:
-    """Whether the socket has the listener's address; `anywhere`: a listener without a port takes any."""
-    name = there.getsockname()
+def _has(given: Given, listener: UnixListener | TcpListener, anywhere: bool) -> bool:
+    """Whether the socket has the listener's address; `anywhere`: a listener without a port takes any.
+
+    A unix socket whose path is gone, or is another's by now, has none: nobody reaches it.
+    """
+    there, name = given.socket, given.socket.getsockname()
     if isinstance(listener, UnixListener):
-        return there.family == socket.AF_UNIX and bool(name == listener.path)
+        if there.family != socket.AF_UNIX or name != listener.path:
+            return False
+        inode = _inode(listener.path)
+        return inode != 0 and given.inode in (0, inode)
     if there.family not in (socket.AF_INET, socket.AF_INET6):
         return False
     try:
@@ -117,13 +124,22 @@ def _has(there: socket.socket, listener: UnixListener | TcpListener, anywhere: b
 
 def _dismiss(given: Given) -> None:
     name = given.socket.getsockname()
-    shown = name if isinstance(name, str) else address_text(*name[:2])
     if not given.ours:
-        log.warning("a socket of the service manager is not used", address=shown,
+        inet = given.socket.family in (socket.AF_INET, socket.AF_INET6)
+        log.warning("a socket of the service manager is not used", address=address_text(*name[:2]) if inet else name,
                     cure="add its address to [http] listen, or take it out of the socket unit")  # fmt: skip
-    elif isinstance(name, str):
+    elif isinstance(name, str) and given.inode and _inode(name) == given.inode:
         Path(name).unlink(missing_ok=True)
     given.socket.close()
+
+
+def _inode(path: str) -> int:
+    """Of the socket that stands there; 0: none does."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return 0
+    return found.st_ino if stat.S_ISSOCK(found.st_mode) else 0
 
 
 def _tls(settings: HttpSettings) -> ssl.SSLContext | None:
@@ -214,7 +230,7 @@ def _admitting(opened: socket.socket, listener: UnixListener, group_name: str) -
 
 
 def _unix(opened: socket.socket, listener: UnixListener, ours: bool) -> Opened:
-    return Opened(opened, str(listener), path=listener.path, inode=os.lstat(listener.path).st_ino, ours=ours)
+    return Opened(opened, str(listener), path=listener.path, inode=_inode(listener.path), ours=ours)
 
 
 def _clear(path: str) -> None:

@@ -136,7 +136,7 @@ class Server:
 
     def hand_over(self) -> tuple[Given, ...]:
         """After release(): the listening sockets, for the next server; stop() leaves them open then."""
-        given = tuple(Given(opened.socket, opened.ours) for opened in self._opened)
+        given = tuple(Given(opened.socket, opened.ours, opened.inode) for opened in self._opened)
         self._acceptors, self._opened = [], []
         return given
 
@@ -146,7 +146,7 @@ class Server:
         deadline = loop.time() + seconds
         # no event tells of it, and it is looked at once in a daemon's life
         while any(acceptor.busy for acceptor in self._acceptors) and loop.time() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(LOOK)  # once in a daemon's life
+            await asyncio.sleep(LOOK)
 
     async def stop(self) -> None:
         """Takes no more connections, ends long answers, and leaves the others a moment."""

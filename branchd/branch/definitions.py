@@ -3,7 +3,7 @@
 The records are held by layers.py. Checks without effects: writing down and acting is the service's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from branchd.branch.layers import Layers
@@ -13,7 +13,8 @@ from branchd.branch.world import Policies
 from branchd.core.access import Scope
 from branchd.core.errors import Fault, Invalid, SpawnFailed
 from branchd.core.faults import name_fault, queue_fault
-from branchd.core.spec import Kind, Pool, Restart, Spec, Unusable, Wanted
+from branchd.core.merge import tells_secret
+from branchd.core.spec import Kind, Limits, Pool, Restart, Spec, Unusable, Wanted, size_in_bytes
 from branchd.core.supervision_faults import outward
 from branchd.core.values import Key, QueueDeclaration
 from branchd.wire.decode import decode
@@ -101,6 +102,8 @@ class Definitions(Layers):
             faults.append(Fault(pointer, f"{what}{thing} may not come from other branches", hint))
         if spec.env_file is not None:  # the daemon reads it as who it is itself
             faults.append(Fault("/env_file", f"{what}other branches may have no file read here", f"{cure}; {hint}"))
+        for pointer, wrong in _privileged(spec.limits, self._host.hard_limits()):
+            faults.append(Fault(pointer, f"{what}other branches may ask here for nothing that is {wrong}", hint))
         return faults
 
     def node_name(self, key: Key) -> str:
@@ -110,10 +113,20 @@ class Definitions(Layers):
         return name
 
 
+def _privileged(limits: Limits, hard: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """What of limits takes root's rights: pointers, and what is allowed. `hard`: the daemon's own limits."""
+    for name in ("nice", "oom_score_adj"):
+        if (getattr(limits, name) or 0) < 0:
+            yield f"/limits/{name}", "less than 0"
+    for name, most in hard.items():
+        asked = getattr(limits, name)
+        if asked is not None and size_in_bytes(asked) > most:
+            yield f"/limits/{name}", f"more than {most}, which is the daemon's own"
+
+
 def _told(fault: Fault) -> str:
     """For everybody who may read: without the value where it may be a secret."""
-    secret = fault.pointer.startswith(("/env", "/broker"))
-    return f"{fault.pointer}: {'is not valid' if secret else fault.detail}"
+    return f"{fault.pointer}: {'is not valid' if tells_secret(fault.pointer) else fault.detail}"
 
 
 def account_faults(spec: Spec, allowed: tuple[str, ...] | None, own_account: str) -> list[Fault]:

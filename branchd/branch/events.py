@@ -81,7 +81,9 @@ class EventLog:
         """
         return self._tell(after, self.last, tail, follow)
 
-    async def _tell(self, after: int | None, start: int, tail: int, follow: bool) -> AsyncGenerator[EventRecord | Reset, None]:
+    async def _tell(
+        self, after: int | None, start: int, tail: int, follow: bool
+    ) -> AsyncGenerator[EventRecord | Reset, None]:
         subscriber = _Subscriber()
         if self.closed:
             return

@@ -38,15 +38,40 @@ class Present:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    item: Item
+    changes: tuple[Change, ...] = ()
+    event: Told | None = None
+    removes: bool = False  #: something that is here is stopped and deleted by it
+
+
+@dataclass(frozen=True, slots=True)
 class AppChange:
     """One app: what is told of it, and what to commit, all at once."""
 
     app: str
-    items: tuple[Item, ...] = ()
-    changes: tuple[Change, ...] = ()
-    events: tuple[Told, ...] = ()
+    parts: tuple[Part, ...] = ()
     faults: tuple[Fault, ...] = ()
-    going: tuple[Key, ...] = ()  #: instances of that name are still being deleted, and come after that
+    awaited: tuple[Key, ...] = ()  #: instances of that name are still being deleted, and come after that
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return tuple(part.item for part in self.parts)
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        return tuple(change for part in self.parts for change in part.changes)
+
+    @property
+    def events(self) -> tuple[Told, ...]:
+        return tuple(part.event for part in self.parts if part.event is not None)
+
+    @property
+    def removals(self) -> tuple[Item, ...]:
+        return tuple(part.item for part in self.parts if part.removes)
+
+    def without_removals(self) -> "AppChange":
+        return replace(self, parts=tuple(part for part in self.parts if not part.removes))
 
     @property
     def kind(self) -> str:
@@ -59,13 +84,6 @@ class AppChange:
         return "changed" if self.items else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    item: Item
-    changes: tuple[Change, ...] = ()
-    event: Told | None = None
-
-
 def compare(present: Present, wanted: FileApp, now: float) -> AppChange:
     """What makes it as the file says. `now`: seconds since 1970."""
     parts = [*_app(present.app, wanted, now), *_queues(present.queues, wanted), *_instances(present, wanted, now)]
@@ -75,10 +93,10 @@ def compare(present: Present, wanted: FileApp, now: float) -> AppChange:
         for name in wanted.instances
         if (record := present.instances.get(name)) is not None and record.placed is not None
     )  # fmt: skip
-    going = tuple(
+    awaited = tuple(
         record.key for name in wanted.instances if (record := present.instances.get(name)) and record.deleting
     )
-    return _change(wanted.name, parts, faults, going)
+    return AppChange(wanted.name, tuple(parts), faults, awaited)
 
 
 def release(present: Present, *, shared: bool) -> AppChange:
@@ -88,31 +106,20 @@ def release(present: Present, *, shared: bool) -> AppChange:
     """
     app = present.app
     assert app is not None
-    theirs = [record for record in present.instances.values() if not going(record) and not record.deleting]
+    theirs = [record for record in present.instances.values() if not goes_along(record) and not record.deleting]
     kept = "" if not theirs else f"{len(theirs)} instances that the API made go by it"
     action = Action.DELETE if shared or not theirs else Action.RELEASE
-    parts = [_Part(Item(Thing.APP, app.name, "", action, detail=kept if action is Action.RELEASE else ""))]
-    parts += [_gone(record) for record in present.instances.values() if going(record) and not record.deleting]
-    return _change(app.name, parts)
+    mine = Item(Thing.APP, app.name, "", action, detail=kept if action is Action.RELEASE else "")
+    gone = [_gone(record) for record in present.instances.values() if goes_along(record) and not record.deleting]
+    return AppChange(app.name, (Part(mine, removes=True), *gone))
 
 
-def going(record: InstanceRecord) -> bool:
+def goes_along(record: InstanceRecord) -> bool:
     """Whether it goes with its file's app: what the file defines, and the replicas that the app asks for."""
     return bool(record.source) or record.replica
 
 
-def _change(app: str, parts: list[_Part], faults: tuple[Fault, ...] = (), going: tuple[Key, ...] = ()) -> AppChange:
-    return AppChange(
-        app,
-        tuple(part.item for part in parts),
-        tuple(change for part in parts for change in part.changes),
-        tuple(part.event for part in parts if part.event is not None),
-        faults,
-        going,
-    )
-
-
-def _app(old: AppRecord | None, wanted: FileApp, now: float) -> Iterator[_Part]:
+def _app(old: AppRecord | None, wanted: FileApp, now: float) -> Iterator[Part]:
     spec = dict(wanted.spec)
     authored = Put(AuthoredRecord(wanted.name, digest(spec)))
     if old is None:
@@ -131,10 +138,15 @@ def _app(old: AppRecord | None, wanted: FileApp, now: float) -> Iterator[_Part]:
         action = Action.TAKE
     item = Item(Thing.APP, wanted.name, "", action, fields, detail=_moved("" if old is None else old.source, wanted))
     event = (kind, wanted.name, None, {"generation": new.generation, "file": wanted.source})
-    yield _Part(item, (Put(new), authored), event)
+    fewer = old is not None and _replicas(spec) < _replicas(old.spec)
+    yield Part(item, (Put(new), authored), event, removes=fewer)
 
 
-def _queues(old: Mapping[str, QueueRecord], wanted: FileApp) -> Iterator[_Part]:
+def _replicas(spec: Raw) -> int:
+    return int(spec.get("replicas") or 0)
+
+
+def _queues(old: Mapping[str, QueueRecord], wanted: FileApp) -> Iterator[Part]:
     for name, given in wanted.queues.items():
         record, before = QueueRecord(wanted.name, declared(name, dict(given))), old.get(name)
         if record == before:
@@ -143,14 +155,14 @@ def _queues(old: Mapping[str, QueueRecord], wanted: FileApp) -> Iterator[_Part]:
         item = Item(Thing.QUEUE, wanted.name, name, Action.CHANGE if before else Action.CREATE,
                     field_changes(said, body(encode(record.queue))))  # fmt: skip
         kind = "queue.changed" if before else "queue.created"
-        yield _Part(item, (Put(record),), (kind, wanted.name, None, {"queue": name, "file": wanted.source}))
+        yield Part(item, (Put(record),), (kind, wanted.name, None, {"queue": name, "file": wanted.source}))
     for name in sorted(old.keys() - wanted.queues.keys()):
         item = Item(Thing.QUEUE, wanted.name, name, Action.DELETE)
         event = ("queue.deleted", wanted.name, None, {"queue": name, "file": wanted.source})
-        yield _Part(item, (RemoveQueue(wanted.name, name),), event)
+        yield Part(item, (RemoveQueue(wanted.name, name),), event, removes=True)
 
 
-def _instances(present: Present, wanted: FileApp, now: float) -> Iterator[_Part]:
+def _instances(present: Present, wanted: FileApp, now: float) -> Iterator[Part]:
     for name, given in wanted.instances.items():
         old = present.instances.get(name)
         if old is None:
@@ -162,14 +174,14 @@ def _instances(present: Present, wanted: FileApp, now: float) -> Iterator[_Part]
             yield _gone(record)
 
 
-def _new(wanted: FileApp, name: str, given: Raw, now: float) -> _Part:
+def _new(wanted: FileApp, name: str, given: Raw, now: float) -> Part:
     begin = given.get("wanted", wanted.spec.get("wanted", Wanted.UP.value))
     record = InstanceRecord(Key(wanted.name, name), {**given, "wanted": begin}, 1, now, source=wanted.source)
     item = Item(Thing.INSTANCE, wanted.name, name, Action.CREATE, field_changes({}, given))
-    return _Part(item, (Put(record),), ("instance.created", wanted.name, name, {"file": wanted.source}))
+    return Part(item, (Put(record),), ("instance.created", wanted.name, name, {"file": wanted.source}))
 
 
-def _changed(old: InstanceRecord, wanted: FileApp, given: Raw) -> Iterator[_Part]:
+def _changed(old: InstanceRecord, wanted: FileApp, given: Raw) -> Iterator[Part]:
     before, after = _without_wanted(old.spec), _without_wanted(given)
     remembered = old.spec.get("wanted", wanted.spec.get("wanted", Wanted.UP.value))
     changed = digest(before) != digest(after)
@@ -186,15 +198,16 @@ def _changed(old: InstanceRecord, wanted: FileApp, given: Raw) -> Iterator[_Part
         Thing.INSTANCE, key.app, key.name, action, field_changes(before, after), detail=_moved(old.source, wanted)
     )
     told = {"generation": new.generation, "file": wanted.source}
-    yield _Part(item, (Put(new),), ("instance.changed", key.app, key.name, told))
+    yield Part(item, (Put(new),), ("instance.changed", key.app, key.name, told))
 
 
-def _gone(record: InstanceRecord) -> _Part:
+def _gone(record: InstanceRecord) -> Part:
     key = record.key
-    return _Part(
+    return Part(
         Item(Thing.INSTANCE, key.app, key.name, Action.DELETE),
         (Put(replace(record, deleting=True)),),
         ("instance.deleting", key.app, key.name, {"file": record.source}),
+        removes=True,
     )
 
 

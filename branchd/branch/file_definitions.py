@@ -11,6 +11,7 @@ from branchd.branch.world import Policies
 from branchd.core.errors import Fault, Invalid
 from branchd.core.faults import name_fault
 from branchd.core.file_apps import FileApp, FileDefinitions
+from branchd.core.merge import tells_secret
 from branchd.wire.spec import accept, effective
 
 #: Reads all files, as they are now; never raises.
@@ -59,8 +60,8 @@ def _app(app: FileApp, policies: Policies, own_account: str) -> Iterator[Fault]:
 
 def _placed(invalid: Invalid, place: str) -> Iterator[Fault]:
     for fault in invalid.faults:
-        secret = fault.pointer.startswith(("/env/", "/broker"))
-        yield Fault(place + dotted(fault.pointer), "is not valid" if secret else fault.detail, fault.hint)
+        detail = "is not valid" if tells_secret(fault.pointer) else fault.detail
+        yield Fault(place + dotted(fault.pointer), detail, fault.hint)
 
 
 def dotted(pointer: str) -> str:

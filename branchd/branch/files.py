@@ -14,12 +14,12 @@ from typing import Any
 
 import structlog
 
-from branchd.branch.file_changes import AppChange, Present, compare, going, release
+from branchd.branch.file_changes import AppChange, Present, compare, goes_along, release
 from branchd.branch.file_definitions import Read, faults
 from branchd.branch.fleet import Fleet
 from branchd.branch.operations import Progress
 from branchd.branch.records import AppRecord, InstanceRecord, Put, Raw, RemoveApp, RemoveAuthored
-from branchd.branch.rolling import restarted
+from branchd.branch.rolling import one_by_one
 from branchd.branch.world import Policies
 from branchd.core.differences import Action as Act
 from branchd.core.differences import Item, Thing
@@ -67,17 +67,27 @@ class Files:
         self._updating = asyncio.Lock()
         self._left_over: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self.faults: tuple[Fault, ...] = ()  #: when they were read last
+        self._left: dict[str, tuple[str, ...]] = {}  #: by app, labels of what no file defines any more and is here
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What update() would take away, by the files as they were read last."""
+        return tuple(label for labels in self._left.values() for label in labels)
 
     async def settle(self) -> None:
         """At the daemon's start, before a supervisor is resumed: what files say counts from now on.
 
-        What runs is adopted, and not restarted for it. Where it cannot be, what was applied before counts.
+        What runs is adopted, and not restarted for it. Nothing is taken away: the files may be missing because their
+        disk is. Where they cannot be applied, what was applied before counts.
         """
         look = await self._look()
         if look.faults:
             log.error("definitions in files not applied", faults=len(look.faults), first=_told(look.faults[0]))
             return
-        for app, change in look.changes.items():
+        if self.left:
+            log.warning("not in the files any more, and left as it is", what=", ".join(self.left))
+        for app, whole in look.changes.items():
+            change = whole.without_removals()
             try:
                 if change.items:
                     await self._fleet.define(app, change.changes, change.events, begun=False)
@@ -85,10 +95,8 @@ class Files:
             except BranchdError as error:
                 log.error("definitions in files not applied", app=app, reason=error.detail)
             else:
-                if change.kind == "removed":
-                    self._left_over.append(partial(self._end, app))
-                elif change.going:
-                    self._left_over.append(partial(self._define, app, look.found))
+                if change.awaited:
+                    self._left_over.append(partial(self._define, app, look.found, removing=False))
 
     def begin(self) -> None:
         """After that, when all were resumed: what had to wait for what is being deleted."""
@@ -121,7 +129,7 @@ class Files:
         async with self._updating:
             if not self._definitions.source(app):
                 raise NotFound(f"there is no app {app[:80]!r} of a file here")
-            running = [str(one.key) for one in self._fleet.of(app) if going(one.record) and not one.settled]
+            running = [str(one.key) for one in self._fleet.of(app) if goes_along(one.record) and not one.settled]
             if running:
                 raise Conflict(f"{', '.join(running[:5])} still runs", "stop it first")
             await self._define(app, FileDefinitions())
@@ -167,6 +175,8 @@ class Files:
                 *(fault for change in look.changes.values() for fault in change.faults),
                 *self._circles(look),
             )
+            removals = {app: tuple(item.label for item in one.removals) for app, one in look.changes.items()}
+            self._left = {app: labels for app, labels in removals.items() if labels}
         self.faults = look.faults
         if not look.faults:
             for app in apps or ():
@@ -272,31 +282,21 @@ class Files:
                 progress.step(item.label, StepState.DONE, _DONE[item.action])
         names = {item.name for item in items if item.restart}
         restarts = [one for one in self._fleet.of(app) if one.key.name in names]
-        for supervisor in sorted(restarts, key=lambda one: (one.spec.priority, one.key)):
-            label = str(supervisor.key)
-            if not supervisor.outdated():
-                progress.step(label, StepState.DONE, "needs no restart any more")
-                continue
-            progress.step(label, StepState.RUNNING)
-            try:
-                await restarted(supervisor)
-            except BranchdError as error:
-                progress.step(label, StepState.FAILED, error.detail)
-                for later in names:
-                    if progress.steps[f"{app}:{later}"].state is StepState.WAITING:
-                        progress.step(f"{app}:{later}", StepState.KEPT, f"{label} is not ready")
-                raise Conflict(f"{supervisor.key}: {error.detail}", error.hint) from None
-            progress.step(label, StepState.DONE, "restarted")
+        restarts.sort(key=lambda one: (one.spec.priority, one.key))
+        if failure := await one_by_one(self._fleet, restarts, progress, outdated=True):
+            raise failure
 
-    async def _define(self, app: str, found: FileDefinitions) -> None:
+    async def _define(self, app: str, found: FileDefinitions, *, removing: bool = True) -> None:
         """As it stands now: nobody else changed it since. Returns when what goes is gone. Invalid."""
-        for key in self._compared(app, found).going:
+        for key in self._compared(app, found).awaited:
             await self._gone(key)
         with ExitStack() as stack:
             async with self._fleet.lock(app):
                 change = self._compared(app, found)
                 if change.faults:
                     raise Invalid(list(change.faults))
+                if not removing:
+                    change = change.without_removals()
                 if change.kind == "removed":
                     stack.enter_context(self._fleet.leave(app))
                 if change.items:
@@ -306,12 +306,14 @@ class Files:
         for item in change.items:
             if item.thing is Thing.INSTANCE and item.action is Act.DELETE:
                 await self._gone(Key(app, item.name))
+        if removing:
+            self._left.pop(app, None)
 
     async def _end(self, app: str) -> None:
         """Of an app that no file defines any more, when its instances are gone: it goes, or becomes the API's."""
         with self._fleet.leave(app):
             for supervisor in self._fleet.of(app):
-                if going(supervisor.record):
+                if goes_along(supervisor.record):
                     await self._gone(supervisor.key)
             await self._forget(app)
 

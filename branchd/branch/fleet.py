@@ -44,6 +44,9 @@ log = structlog.get_logger(__name__)
 #: seconds until an instance whose removal failed is tried to be removed again
 REMOVE_AGAIN = 1.0
 
+#: why nothing is started while a daemon lets go; the next one looks anew at whatever waits
+NEXT = Hold("waits for the next daemon")
+
 
 class Fleet:
     def __init__(self, world: World, policies: Policies, snapshot: Snapshot, journal: Journal) -> None:
@@ -51,7 +54,8 @@ class Fleet:
         self.journal = journal
         self.definitions = Definitions(policies, snapshot, world.host)
         self.outcomes = Outcomes(snapshot.outcomes)
-        self.stopping = False  #: nothing new is started
+        self.stopping = False  #: no new instance is made
+        self.letting_go = False  #: no process is started any more: the next daemon does it
         self.watchers: list[Callable[[Key], None]] = []  #: told of instances that are new, being deleted or gone
         self.defined: list[Callable[[str], None]] = []  #: told of apps whose definition came to be another
         self.leaving: Counter[str] = Counter()  #: apps that are being deleted, with all their instances
@@ -280,7 +284,7 @@ class Fleet:
     # What each supervisor asks and tells, of whom only the fleet knows the others
 
     def hold(self, supervisor: Supervisor) -> Hold | None:
-        return self.order.hold(supervisor)
+        return NEXT if self.letting_go else self.order.hold(supervisor)
 
     def look(self, supervisor: Supervisor) -> None:
         self.order.look(supervisor)

@@ -17,18 +17,20 @@ from branchd.wire.decode import encode
 Queues = tuple[QueueDeclaration, ...] | None
 
 
-def digest(spec: Spec) -> str:
-    """Of what a process is started with; of the same digest is what needs no restart."""
-    return hashlib.sha256(json.dumps(encode(launched_with(spec)))).hexdigest()
-
-
 class Launching:
-    """Every method raises SpawnFailed."""
+    """start() and beside() raise SpawnFailed."""
 
     def __init__(self, world: World, key: Key, node_name: str) -> None:
         self._world = world
         self._key = key
         self._node_name = node_name
+        self._digested: tuple[Spec, str] | None = None  #: the last
+
+    def digest(self, spec: Spec) -> str:
+        """Of what a process is started with: while it is the same, no restart is due. Asked for at every turn."""
+        if self._digested is None or self._digested[0] is not spec:
+            self._digested = spec, hashlib.sha256(json.dumps(encode(launched_with(spec)))).hexdigest()
+        return self._digested[1]
 
     async def start(self, spec: Spec, queues: Queues, nonce: str, on_exit: Callable[[Exit], None]) -> Process:
         launch = self._launch(spec, queues)

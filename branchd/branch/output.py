@@ -5,8 +5,15 @@ from branchd.core.spec import Logs, LogTarget, Stderr
 from branchd.core.values import Key, Stream
 
 
+def has_file(to: LogTarget, stderr: Stderr, stream: Stream) -> bool:
+    """Whether what goes to this stream is kept in a file of its own; `to`, `stderr` as in Logs."""
+    return to == LogTarget.FILES and not (stream is Stream.STDERR and stderr == Stderr.JOIN)
+
+
 def check_readable(key: Key, logs: Logs, stream: Stream) -> None:
     """Conflict that says where it is."""
+    if has_file(logs.to, logs.stderr, stream):
+        return
     if logs.to is LogTarget.JOURNAL:
         raise Conflict(f"the output of {key} goes to the journal of its machine", f"there: journalctl -t {key}")
     if logs.to is LogTarget.INHERIT:
@@ -14,8 +21,7 @@ def check_readable(key: Key, logs: Logs, stream: Stream) -> None:
             f"the output of {key} goes where the daemon's own does",
             "there: docker logs, kubectl logs, or journalctl -u branchd, by how the daemon runs",
         )
-    if stream is Stream.STDERR and logs.stderr is Stderr.JOIN:
-        raise Conflict(
-            "its stderr is joined with its stdout",
-            'read stream=stdout, or set "logs": {"stderr": "file"} and restart it',
-        )
+    raise Conflict(
+        "its stderr is joined with its stdout",
+        'read stream=stdout, or set "logs": {"stderr": "file"} and restart it',
+    )

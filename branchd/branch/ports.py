@@ -38,6 +38,15 @@ class Process(Protocol):
         """What the kernel counts of the whole tree, as far as it does: memory (bytes), cpu_seconds, tasks."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A process that was to be started, and of which no more is known."""
+
+    key: Key
+    since: float  #: seconds since boot: it started then, or later
+    uid: int | None  #: of its account; None where that is not known any more
+
+
 class Processes(Protocol):
     """The machine's processes.
 
@@ -61,10 +70,11 @@ class Processes(Protocol):
     def adopt(self, key: Key, nonce: str, identity: Identity, on_exit: Callable[[Exit], None]) -> Process | None:
         """Takes over what an earlier daemon started; None when that very process is gone."""
 
-    def find(self, nonces: Mapping[str, float]) -> Mapping[str, Identity | None]:
-        """Looks for processes that carry a nonce and started at or after the given time (seconds since boot).
+    def find(self, lost: Mapping[str, Lost]) -> Mapping[str, Identity | None]:
+        """Looks for processes by their nonces.
 
-        The earliest of each wins. A nonce without a process is left out; None where it is ambiguous.
+        The earliest of each wins, of those that may be it: by its time, its account, its place. A nonce without a process
+        is left out; None where it is ambiguous.
         """
 
     def sweep(self, key: Key, nonce: str) -> None:
@@ -159,6 +169,9 @@ class Host(Protocol):
     def account(self, user: str | None) -> tuple[str, str]:
         """Home folder and name of an account, None for the daemon's own; SpawnFailed when there is no such account."""
 
+    def hard_limits(self) -> Mapping[str, int]:
+        """The daemon's own, by the names of core.spec.Limits, without those that have no end."""
+
     def uid(self, user: str | None) -> int:
         """Of an account, None for the daemon's own; SpawnFailed when there is no such account."""
 
@@ -251,9 +264,10 @@ class Driver(Protocol):
 class Prober(Protocol):
     """Asks running programs how they are."""
 
-    async def ask(self, probe: Probe, launch: Launch | None) -> str | None:
+    async def ask(self, probe: Probe, launch: Launch | None, begins: Callable[[], None]) -> str | None:
         """None where it succeeds, else why not, in words. `launch`: of a probe by a program, how that is run.
 
+        `begins` is called when it is asked, with which its timeout begins: it may have to wait for its turn.
         Unavailable where it could not be asked for want of something of the machine's or the daemon's.
         """
 

@@ -6,6 +6,7 @@ timer where nothing is asked for.
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -49,6 +50,9 @@ class Probing:
         self._wants = Ready()
         self._alive: Probe | None = None
         self._row = Row()  #: of the ready probe
+        self._waited = 0.0  #: seconds that questions of the ready probe have waited for their turns
+        self._waits_since: float | None = None  #: the present one, by the clock
+        self._programs = asyncio.Lock()  #: of the few that run at a time, one instance has one
         self._timer: asyncio.TimerHandle | None = None
         self._asking: asyncio.Task[None] | None = None
         self._asking_alive: asyncio.Task[None] | None = None
@@ -61,6 +65,7 @@ class Probing:
         if ready.probe != self._wants.probe:
             self._row = Row()
             self._asking = _ended(self._asking)
+            self._waits_since = None
         if alive != self._alive:
             self._asking_alive = _ended(self._asking_alive)
         self._wants, self._alive = ready, alive
@@ -90,7 +95,8 @@ class Probing:
 
     def _seen(self) -> Seen:
         doubt = "" if self._said else self._kind_doubts()
-        return Seen(self._world.clock() - self._started, self._said, doubt, self._row)
+        age = self._world.clock() - self._started
+        return Seen(age, self._said, doubt, self._row, self._waits_since is not None, self._waited)
 
     def _decide(self) -> None:
         if self._stopped:
@@ -123,23 +129,35 @@ class Probing:
     async def _ask_ready(self, probe: Probe) -> None:
         while True:
             await asyncio.sleep(pause(probe, self._row, self._world.chance(), ready=self._ready))
-            self._row = await self._answered(probe, self._row)
+            self._waits_since = self._world.clock()
+            self._row = await self._answered(probe, self._row, self._begins)
+            self._waits_since = None
             if self._ready:
                 self._on_change()
             else:
                 self._decide()
 
+    def _begins(self) -> None:
+        if self._waits_since is not None:
+            self._waited += self._world.clock() - self._waits_since
+            self._waits_since = None
+        if not self._ready:
+            self._decide()  # `within` goes on
+
     async def _ask_alive(self, probe: Probe) -> None:
         row = Row()
         while not row.fails(probe):
             await asyncio.sleep(pause(probe, row, self._world.chance(), ready=True))
-            row = await self._answered(probe, row)
+            row = await self._answered(probe, row, lambda: None)
         self._post(Symbol.UNHEALTHY, f"not alive: {row.words(probe)}")
 
-    async def _answered(self, probe: Probe, row: Row) -> Row:
+    async def _answered(self, probe: Probe, row: Row, begins: Callable[[], None]) -> Row:
         try:
-            launch = self._launch(probe.exec) if probe.exec else None
-            return row.then(await self._world.prober.ask(probe, launch))
+            if not probe.exec:
+                return row.then(await self._world.prober.ask(probe, None, begins))
+            async with self._programs:
+                launch = replace(self._launch(probe.exec), within=self._key)
+                return row.then(await self._world.prober.ask(probe, launch, begins))
         except SpawnFailed as failure:
             if not failure.ours:
                 return row.then(failure.detail)

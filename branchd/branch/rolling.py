@@ -5,7 +5,7 @@ costs one instance. An operation, to be watched and cancelled; a restart that ha
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from branchd.branch.fleet import Fleet
 from branchd.branch.operations import Operations, Progress
@@ -56,24 +56,37 @@ class Rolling:
 
     async def _work(self, progress: Progress, supervisors: Sequence[Supervisor]) -> None:
         progress.plan([str(one.key) for one in supervisors])
-        failed = ""
-        for supervisor in supervisors:
-            name = str(supervisor.key)
-            if failed:
-                progress.step(name, StepState.KEPT, f"{failed} is not ready")
-            elif self._fleet.find(supervisor.key) is not supervisor or supervisor.record.deleting:
-                progress.step(name, StepState.KEPT, "it is deleted")
-            elif supervisor.spec.wanted is Wanted.DOWN:
-                progress.step(name, StepState.KEPT, "it is not wanted up")
+        await one_by_one(self._fleet, supervisors, progress)
+
+
+async def one_by_one(
+    fleet: Fleet, supervisors: Iterable[Supervisor], progress: Progress, *, outdated: bool = False
+) -> Conflict | None:
+    """Restarts those that are wanted up, in this order; the reason where it ended at one that did not become ready.
+
+    `progress`: the steps, by their keys, are planned in it. `outdated`: only those that are it when their turn comes.
+    """
+    failure, failed = None, ""
+    for supervisor in supervisors:
+        name = str(supervisor.key)
+        if failed:
+            progress.step(name, StepState.KEPT, f"{failed} is not ready")
+        elif fleet.find(supervisor.key) is not supervisor or supervisor.record.deleting:
+            progress.step(name, StepState.KEPT, "it is deleted")
+        elif supervisor.spec.wanted is Wanted.DOWN:
+            progress.step(name, StepState.KEPT, "it is not wanted up")
+        elif outdated and not supervisor.outdated():
+            progress.step(name, StepState.DONE, "needs no restart any more")
+        else:
+            progress.step(name, StepState.RUNNING)
+            try:
+                await restarted(supervisor)
+            except BranchdError as error:
+                failure, failed = Conflict(f"{name}: {error.detail}", error.hint), name
+                progress.step(name, StepState.FAILED, error.detail)
             else:
-                progress.step(name, StepState.RUNNING)
-                try:
-                    await restarted(supervisor)
-                except BranchdError as error:
-                    failed = name
-                    progress.step(name, StepState.FAILED, error.detail)
-                else:
-                    progress.step(name, StepState.DONE, "restarted, and ready")
+                progress.step(name, StepState.DONE, "restarted, and ready")
+    return failure
 
 
 async def restarted(supervisor: Supervisor) -> None:

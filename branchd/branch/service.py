@@ -92,7 +92,7 @@ class Service:
         self._why_not_ready = "starting: looking for what an earlier daemon left"
 
     async def begin(self) -> None:
-        """Adopts what runs, starts what is wanted. Returns when every instance is in its supervisor's hands."""
+        """Adopts what runs, and begins what is wanted, in its order. Waits for no program that is slow to start."""
         self._world.channel.listen(self._heard, self._hung_up)
         self._hooks.begin()
         await self.files.settle()
@@ -162,13 +162,13 @@ class Service:
 
     async def let_go(self) -> None:
         """Commits what is under way and leaves quietly; close() is to follow at once. The next daemon adopts it all."""
-        self._fleet.stopping = True
+        self._fleet.stopping = self._fleet.letting_go = True
         self._why_not_ready = "its next daemon takes over"
         self.events.close()
         await self.leave(quietly=True)
-        for supervisor in self._fleet.all():
-            await supervisor.idle()
         await self._hooks.end()
+        for supervisor in self._fleet.all():  # last: what is begun is told to the store, which is closed next
+            await supervisor.idle()
 
     def remaining(self) -> list[str]:
         """Instances that still have a process, or one on its way."""
@@ -237,7 +237,7 @@ class Service:
         found = [root_without_default_user(root, self._policies.default_user, self._policies.allow_users is not None)]
         if self._why_not_ready:
             found.append(Diagnosis("daemon", Level.WARNING, self._why_not_ready, "wait for it"))
-        found += definition_files(self.files.faults)
+        found += definition_files(self.files.faults, self.files.left)
         found += machine(self._machine())
         if self.mesh is not None:
             found += diagnose(self.mesh.facts())

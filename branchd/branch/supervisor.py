@@ -14,7 +14,7 @@ import structlog
 
 from branchd.branch.attendance import Attendance
 from branchd.branch.journal import Journal
-from branchd.branch.launching import Launching, digest
+from branchd.branch.launching import Launching
 from branchd.branch.mailbox import Mailbox
 from branchd.branch.news import News
 from branchd.branch.ports import Driver, Process
@@ -82,7 +82,6 @@ class Supervisor:
         self._retired = False
         self._view: Instance | None = None
         self._changed = News()
-        self._digested: tuple[Spec, str] | None = None
 
     @property
     def key(self) -> Key:
@@ -191,7 +190,7 @@ class Supervisor:
 
     def outdated(self, spec: Spec | None = None) -> bool:
         """Whether its process was started with something else than this spec says, by default its own."""
-        return self.process is not None and self.run.launched != (self._digest() if spec is None else digest(spec))
+        return self.process is not None and self.run.launched != self._launching.digest(spec or self.spec)
 
     async def ask(self, command: Mapping[str, Any], timeout: float) -> Any:
         """Asks the worker's agent. NoChannel, Refused."""
@@ -299,7 +298,7 @@ class Supervisor:
             self._forget_process()
         intent = any(isinstance(effect, Spawn) for effect in effects)
         if intent:
-            self._recording.intends(self.record.generation, self._digest())
+            self._recording.intends(self.record.generation, self._launching.digest(self.spec))
         if machine != before:
             self._touch()
         moved = machine.state is not before.state or intent
@@ -350,7 +349,8 @@ class Supervisor:
 
     async def _spawn(self) -> Event:
         run = self.machine.run
-        generation, launched = self.record.generation, self._digest()  # a redefinition may come while it begins
+        # Those of now: a redefinition may come while it begins.
+        generation, launched = self.record.generation, self._launching.digest(self.spec)
         try:
             process = await self._launching.start(self.spec, self._queues, self.run.nonce, self._exit_of(run))
         except SpawnFailed as failure:
@@ -375,7 +375,7 @@ class Supervisor:
 
     def _observe(self) -> None:
         """A change that needs no restart is taken up as soon as it is made."""
-        if self.run.launched == self._digest():
+        if self.run.launched == self._launching.digest(self.spec):
             self._recording.observed(self.record.generation)
 
     def _exit_of(self, run: int) -> Callable[[Exit], None]:
@@ -392,9 +392,3 @@ class Supervisor:
         self._view = None
         self._changed.tell()
         self._keeper.look(self)
-
-    def _digest(self) -> str:
-        """Of its spec; asked for at every turn."""
-        if self._digested is None or self._digested[0] is not self.spec:
-            self._digested = self.spec, digest(self.spec)
-        return self._digested[1]

@@ -1,5 +1,6 @@
 """What is told of an instance when its state changes: the event, and the last words of the process that ended."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from branchd.core.values import Key, Stream
 LAST_WORDS = 50
 LAST_BYTES = 16 << 10
 
+#: seconds that reading them may take: the next start waits for the commit that has them
+READING = 1.0
+
 #: states that a process's end leads to, and that tell of it
 _ENDS = (State.BACKOFF, State.EXITED, State.FATAL)
 
@@ -27,7 +31,10 @@ async def last_words(world: World, key: Key, logs: Logs, state: State) -> tuple[
     stream = Stream.STDOUT if logs.stderr is Stderr.JOIN else Stream.STDERR
     try:
         check_readable(key, logs, stream)
-        text = await world.logs.tail(key, stream, LAST_WORDS)
+        async with asyncio.timeout(READING):
+            text = await world.logs.tail(key, stream, LAST_WORDS)
+    except TimeoutError:
+        return (f"[branchd: they could not be read within {READING:g} s; its log may have them]",)
     except (Conflict, Unavailable) as error:
         return (f"[branchd: {': '.join(filter(None, (error.detail, error.hint)))}]",)
     return tuple(text[-LAST_BYTES:].decode(errors="replace").splitlines())

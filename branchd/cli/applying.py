@@ -135,7 +135,7 @@ async def carry_out(client: BranchdClient, made: Plan, seconds: float, tell: Tel
             created.append(await asked.create_instance(app, {**one.body, "name": name}))
             tell(one.item, f"created on {created[-1]['branch']}")
         elif one.needed or _secret(one.body):
-            await at(client, one.old).put_instance(app, name, one.body)
+            await _put(at(client, one.old), one)
             if one.needed:
                 tell(one.item, _DONE[one.item.action])
     for one in narrowed:
@@ -148,6 +148,14 @@ async def carry_out(client: BranchdClient, made: Plan, seconds: float, tell: Tel
     for one in made.gone:
         await _remove(client, one, seconds)
         tell(one.item, _DONE[one.item.action])
+
+
+async def _put(client: BranchdClient, one: Write) -> None:
+    """Wanted up or not as it is by now: somebody may have stopped it since the plan was made."""
+    now = await client.instance(one.item.app, one.item.name)
+    wanted = {"wanted": now["spec"]["wanted"]} if "wanted" in now["spec"] else {}
+    body = {**_without(one.body, "wanted"), **wanted}
+    await client.put_instance(one.item.app, one.item.name, body, match="*")  # one that was deleted stays so
 
 
 async def _restart(client: BranchdClient, one: Write, seconds: float, tell: Tell) -> None:

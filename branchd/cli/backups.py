@@ -41,6 +41,9 @@ def put_back(config: Config, file: str, *, force: bool) -> None:
     except OSError as error:
         raise Fatal(f"{file} cannot be read: {error.strerror}") from error
     click.echo(f"restored {neutral(_told(restored.manifest))} to {config.branch.state}", err=True)
+    if restored.running:
+        click.echo(f"still running: {', '.join(map(neutral, restored.running))}; the next start adopts those of the "
+                   "backup, and nobody supervises the others", err=True)  # fmt: skip
     if restored.aside is not None:
         click.echo(f"what was there before is in {restored.aside}", err=True)
     if not restored.same_place:

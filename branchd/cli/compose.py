@@ -20,7 +20,7 @@ from branchd import __version__
 from branchd.adapters.cgroup import CgroupRoot
 from branchd.adapters.channel import AgentChannel
 from branchd.adapters.errands import Errands
-from branchd.adapters.handover import Handover, become
+from branchd.adapters.handover import Handover, Listening, become
 from branchd.adapters.hooks import LocalTeller
 from branchd.adapters.host import LocalHost
 from branchd.adapters.identity import marks
@@ -82,7 +82,7 @@ def run(config: Config, handover: Handover, answer: identity.Answer | None = Non
     notifier.watchdog()  # an image that takes the place of another one has its time from now on
     state = StateFolder(config.branch.state)
     state.acquire(handover.lock)
-    given = tuple(Given(one, ours) for one, ours in handover.sockets)
+    given = tuple(Given(one.socket, one.ours, one.inode) for one in handover.sockets)
     try:
         while True:
             with asyncio.Runner() as runner:
@@ -90,7 +90,7 @@ def run(config: Config, handover: Handover, answer: identity.Answer | None = Non
             if ended.how is not Ending.RELOAD:
                 return 0
             given = ended.sockets
-            left = Handover(tuple((one.socket, one.ours) for one in given), state.lock)
+            left = Handover(tuple(Listening(one.socket, one.ours, one.inode) for one in given), state.lock)
             try:
                 become(left, {**os.environ, **notifier.environment})
             except OSError as error:
@@ -127,6 +127,7 @@ async def _serve(
     endings: Endings,
     signals: Signals,
 ) -> _Ended:
+    _watchdog(notifier)
     store = SqliteStore(config.branch.state)
     stack.callback(store.close)
     snapshot = await _load(store, config, answer)
@@ -137,10 +138,11 @@ async def _serve(
     stack.push_async_callback(logs.close)
     channel = AgentChannel(run_folder / AGENT_SOCKET)
     stack.callback(channel.close)
-    probing, telling = Errands(), Errands()  # each with room of its own: slow probes keep no hook waiting
+    # each with room of its own: slow probes keep no hook waiting
+    probing, telling = Errands(processes), Errands(processes)
     stack.callback(probing.close)
     stack.callback(telling.close)
-    host = LocalHost(config.branch.state)
+    host = LocalHost(config.branch.state, processes.accounts)
     agent = str(Path(branchd.agent.__file__).parent)
     world = World(
         processes=processes,
@@ -185,6 +187,7 @@ async def _serve(
     signals.kill = service.kill
     stack.push_async_callback(service.leave)
     await service.begin()
+    processes.begin()
     if keys is not None:
         keys.watch()
     _warn(config)
@@ -196,7 +199,6 @@ async def _serve(
     status = StatusLine(service, notifier)
     following = asyncio.create_task(status.follow())
     stack.callback(following.cancel)
-    _watchdog(notifier)
     ending = await decided(endings, config.branch.state, status.note)
 
     if ending is Ending.STOP:

@@ -8,6 +8,7 @@ a web server, and `--help` for nothing at all.
 
 import gc
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,20 +62,20 @@ def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: P
     """Run the daemon until it is told to stop."""
     gc.disable()  # a start makes little but what stays; when it is ready compose.py has it collected again
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # else it reads the metadata of every installed package
-    from branchd.adapters.handover import receive
-
-    handover = receive(os.environ)
+    from branchd.adapters.handover import Handover, receive
     from branchd.branch.identity import Answer
     from branchd.cli import refusal
     from branchd.cli.compose import run as run_daemon
     from branchd.cli.config import Misconfigured
-    from branchd.cli.reloading import rehearsed
+    from branchd.cli.reloading import persist, rehearsed
 
     if new_id and same_machine:
         raise click.UsageError("--new-id and --same-machine are two answers to one question")
     answer = Answer.NEW_ID if new_id else Answer.SAME_MACHINE if same_machine else None
     folder: Path | None = None
+    handover = Handover()
     try:
+        handover = receive(os.environ)
         config = _load(**flags)
         if rehearse is not None:
             rehearsed(config, rehearse)
@@ -85,7 +86,11 @@ def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: P
         _explain(error)
         if rehearse is None and (folder := error.run if isinstance(error, Misconfigured) else folder):
             refusal.leave(folder, error)
+        persist(handover)
         code = 1
+    except Exception:
+        persist(handover, traceback.format_exc())
+        raise
     context.exit(code)
 
 

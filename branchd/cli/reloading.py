@@ -4,12 +4,14 @@ How a process is replaced stands in adapters/handover.py; who may ask for it in 
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import structlog
 
-from branchd.adapters.handover import rehearse
+from branchd.adapters.handover import Handover, become, rehearse, told_to_end
 from branchd.adapters.store import SqliteStore
 from branchd.api.listeners import check
 from branchd.branch.ending import Ending, Endings
@@ -20,6 +22,9 @@ log = structlog.get_logger("branchd")
 
 #: the option of `branchd run` by which a daemon has its next image tried
 OPTION = "--rehearse"
+
+#: seconds between two starts of a PID 1 that does not come up after a reload
+AGAIN = 2.0
 
 
 def rehearsed(config: Config, state: Path) -> None:
@@ -36,6 +41,22 @@ def rehearsed(config: Config, state: Path) -> None:
     SqliteStore(state).check()
     if config.mesh.broker is not None:
         import branchd.cli.joining  # noqa: F401, PLC0415  # that it can be is what is to be seen
+
+
+def persist(handover: Handover, words: str = "") -> None:
+    """After a reload whose new image failed: where this is PID 1, it tries again, until it comes up or is told to end.
+
+    Then, and where this is another process, it returns: who watches over the daemon starts the next one, and what runs
+    lives on. What runs beside a PID 1 would end with it.
+    """
+    if not handover.again or os.getpid() != 1:
+        return
+    click.echo(f"{words}branchd: not up after the reload, trying again in {AGAIN:g} s; what runs goes on", err=True)
+    if not told_to_end(AGAIN):
+        try:
+            become(Handover(), os.environ)
+        except OSError as error:
+            click.echo(f"branchd: not begun again: {error}", err=True)
 
 
 async def decided(endings: Endings, state: Path, tell: Callable[[str], None]) -> Ending:

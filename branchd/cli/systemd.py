@@ -28,8 +28,12 @@ def systemd_unit(profile: str, user: str, config: Path | None, socket: bool) -> 
     if socket:
         text = units.api_socket(chosen, account)
     else:
-        further = "" if config is None else f" --config {shlex.quote(str(config.absolute()))}"
-        commands = units.Commands(_command("branchd", "daemon"), _command("branchctl", "control"), further)
+        branchctl, further = _command("branchctl", "control"), ""
+        if config is not None:
+            further = f" --config {shlex.quote(str(config.absolute()))}"
+            if chosen is units.Profile.SYSTEM:  # in the others the unit itself says where the sockets are
+                branchctl += _leading(config.absolute())
+        commands = units.Commands(_command("branchd", "daemon"), branchctl, further)
         text = units.service(chosen, commands, account)
     click.echo(text, nl=False)
 
@@ -58,6 +62,19 @@ def systemd_clean() -> None:
     from branchd.adapters.service_manager import turn_controllers_off
 
     turn_controllers_off()
+
+
+def _leading(config: Path) -> str:
+    """What has branchctl find the daemon of a configuration that says where its sockets are."""
+    from branchd.cli.definition_files import parse
+
+    document, faults = parse(config)
+    if faults:
+        fault = f"{faults[0].pointer} {faults[0].detail}"
+        click.echo(f"{fault}: if it is to name another [branch] run, print the unit again", err=True)
+    branch = document.get("branch")
+    run = branch.get("run") if isinstance(branch, dict) else None
+    return f" --run {shlex.quote(str(config.parent / run))}" if isinstance(run, str) else ""
 
 
 def _command(name: str, module: str) -> str:

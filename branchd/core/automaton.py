@@ -76,6 +76,7 @@ _START = Cell(State.STARTING, (Do.FORGIVE,), Question.ORDER)
 _AGAIN = Cell(State.STARTING, (Do.COUNT,), Question.ORDER)
 _STOP = Cell(State.STOPPING, (Do.SIGNAL,))
 _KILL = Cell(State.STOPPING, (Do.KILL,))
+_BLAME = Cell(State.STOPPING, (Do.BLAME, Do.SIGNAL))
 
 
 def _stay(state: State) -> Cell:
@@ -100,8 +101,8 @@ TABLE: dict[State, dict[Symbol, Cell | Question]] = {
         Symbol.READY: Cell(State.RUNNING),
         Symbol.EXITED: Question.EXIT,
         Symbol.UNHEALTHY: Cell(State.STARTING, (Do.KILL,)),
-        Symbol.RENEW: _STOP,
-        Symbol.LATE: Cell(State.STOPPING, (Do.BLAME, Do.SIGNAL)),
+        Symbol.RENEW: _BLAME,
+        Symbol.LATE: _BLAME,
         Symbol.TIMER: Cell(State.STARTING, (Do.KILL,)),
         Symbol.ADOPTED: _stay(State.STARTING),
         Symbol.SPEC_CHANGED: _stay(State.STARTING),
@@ -114,7 +115,7 @@ TABLE: dict[State, dict[Symbol, Cell | Question]] = {
         Symbol.READY: _stay(State.RUNNING),
         Symbol.EXITED: Question.EXIT,
         Symbol.UNHEALTHY: Cell(State.RUNNING, (Do.KILL,)),
-        Symbol.RENEW: _STOP,
+        Symbol.RENEW: _BLAME,
         Symbol.LATE: _stay(State.RUNNING),
         Symbol.TIMER: Cell(State.RUNNING, (Do.KILL,)),
         Symbol.ADOPTED: _stay(State.RUNNING),
@@ -183,7 +184,7 @@ ANSWERS: dict[Question, dict[Answer, Cell]] = {
     Question.STOPPED: {
         Answer.YES: _START,
         Answer.NO: _stay(State.STOPPED),
-        # it was late
+        # it was late, or renewed
         Answer.AT_ONCE: _AGAIN,
         Answer.LATER: Cell(State.BACKOFF, (Do.WAIT,)),
         Answer.DONE: Cell(State.EXITED),

@@ -32,7 +32,7 @@ class Symbol(StrEnum):
     UP = "want-up"
     DOWN = "want-down"
     RESTART = "restart"
-    RENEW = "renew"  #: its monitor asks for another process, by the stop plan; what is wanted stays as it is
+    RENEW = "renew"  #: it lives, and does not what it should: ended by the stop plan, and that end is a crash
     KILL = "kill"  #: as want-down, without patience
     SPAWNED = "spawned"
     SPAWN_FAILED = "spawn-failed"
@@ -90,7 +90,7 @@ class Machine:
     restarts: int = 0  #: automatic restarts since it was last started on request
     step: int = 0  #: of the stop plan; its length once the tree was killed
     deadline: float | None = None  #: when the next timer event counts
-    blamed: bool = False  #: its stop plan runs because it was late
+    blamed: bool = False  #: its stop plan runs because it was late, or renewed
     reason: str = ""  #: why it is in this state, in words
 
 

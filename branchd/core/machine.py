@@ -66,8 +66,8 @@ def _limits(facts: MachineFacts) -> Iterator[Diagnosis]:
     names = ", ".join(sorted(facts.unenforced)[:5]) + (" ..." if len(facts.unenforced) > 5 else "")
     yield Diagnosis("limits", Level.FAILURE, f"not enforced for {len(facts.unenforced)} instances ({names}): "
                     + "; ".join(sorted(whys)),
-                    "run under systemd with Delegate=yes on a host with cgroup v2 alone, or as root there; or take "
-                    "`max_memory`, which needs none")  # fmt: skip
+                    "run under systemd with Delegate=yes on a host with cgroup v2 alone; or take `max_memory`, which "
+                    "needs none")  # fmt: skip
 
 
 def _accounts(facts: MachineFacts) -> Iterator[Diagnosis]:

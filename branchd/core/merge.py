@@ -27,13 +27,18 @@ def merge(target: Json, patch: Json) -> Json:
 
 
 def hide(raw: Mapping[str, Json]) -> dict[str, Json]:
-    """The spec with its secrets hidden: the broker's URL, and {"secret": ...} values in env."""
+    """The spec with its secrets hidden: the URLs of broker and hooks, and {"secret": ...} values in env."""
     shown = dict(raw)
     if shown.get("broker"):
         shown["broker"] = HIDDEN
     if isinstance(shown.get("env"), Mapping):
         shown["env"] = {
             name: {"secret": HIDDEN} if isinstance(value, Mapping) else value for name, value in shown["env"].items()
+        }
+    if isinstance(shown.get("hooks"), Mapping):
+        shown["hooks"] = {
+            name: {**hook, "url": HIDDEN} if isinstance(hook, Mapping) and hook.get("url") else hook
+            for name, hook in shown["hooks"].items()
         }
     return shown
 
@@ -51,4 +56,21 @@ def reveal(given: Mapping[str, Json], stored: Mapping[str, Json]) -> dict[str, J
         whole["env"] = {
             name: old[name] if value == {"secret": HIDDEN} and name in old else value for name, value in env.items()
         }
+    hooks, old = whole.get("hooks"), stored.get("hooks", {})
+    if isinstance(hooks, Mapping):
+        whole["hooks"] = {
+            name: {**hook, "url": url}
+            if isinstance(hook, Mapping) and hook.get("url") == HIDDEN and (url := old.get(name, {}).get("url"))
+            else hook
+            for name, hook in hooks.items()
+        }
     return whole
+
+
+def tells_secret(pointer: str) -> bool:
+    """Whether a fault at this place of a spec may hold a secret; also where one was written in a wrong shape."""
+    match pointer.split("/")[1:]:
+        case ["env" | "broker", *_] | ["hooks"] | ["hooks", _] | ["hooks", _, "url"]:
+            return True
+        case _:
+            return False

@@ -81,7 +81,10 @@ class Standings:
 
     def change(self, key: Key, standing: Standing) -> bool:
         """Whether that is news."""
-        before = self._all.pop(key, Standing.MISSING)
+        before = self._all.get(key, Standing.MISSING)
+        if standing is before:
+            return False
+        self._all.pop(key, None)
         if before is not Standing.MISSING:
             del self._apps[key.app][before][key]
         if standing is not Standing.MISSING:
@@ -89,7 +92,7 @@ class Standings:
             self._apps.setdefault(key.app, {}).setdefault(standing, {})[key] = None
         elif key.app in self._apps and not any(self._apps[key.app].values()):
             del self._apps[key.app]
-        return standing is not before
+        return True
 
     def hold(self, key: Key, needs: Callable[[Key], Sequence[Dependency]]) -> Hold | None:
         """What keeps it from being started; None: nothing. `needs`: of each, what it depends on."""

@@ -69,6 +69,8 @@ class Seen:
     said: bool  #: what its kind knows says that it is ready
     doubt: str  #: why it does not, where it can tell
     row: Row  #: of the ready probe
+    waits: bool = False  #: the next question to it waits for its turn
+    waited: float = 0.0  #: seconds that questions have waited for their turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +91,15 @@ class Wait:
 
 
 def readiness(ready: Ready, seen: Seen) -> Now | Late | Wait:
+    """The time in which a question waited for its turn is not counted: that says nothing about who was to be asked."""
     probed = ready.probe is None or seen.row.succeeded
     if seen.said and probed and seen.age >= ready.after:
         return Now()
-    if ready.within is not None and seen.age >= ready.within:
-        return Late(f"not ready within {ready.within:g} s: {missing(ready, seen)}")
-    moments = [ready.after, ready.within or 0.0]
+    moments = [ready.after]
+    if ready.within is not None and not seen.waits:
+        if seen.age - seen.waited >= ready.within:
+            return Late(f"not ready within {ready.within:g} s: {missing(ready, seen)}")
+        moments.append(ready.within + seen.waited)
     return Wait(min((moment - seen.age for moment in moments if moment > seen.age), default=None))
 
 

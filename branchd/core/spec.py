@@ -1,7 +1,7 @@
 """What an operator can ask of an instance: the spec and its defaults.
 
 A spec is kept as the JSON object that was given; merged over its app's (core/merge.py) and decoded (wire/spec.py) it is
-a Spec: every field with its default filled in. What makes its values wrong stands in faults.py.
+a Spec: every field with its default filled in. What makes its values wrong stands in spec_faults.py.
 """
 
 import re

@@ -7,9 +7,13 @@ from urllib.parse import urlsplit
 
 from branchd.core.errors import Fault
 from branchd.core.faults import SIGNALS, label_faults, name_fault
+from branchd.core.merge import HIDDEN
 from branchd.core.spec import Hook, Limits, LogFormat, Logs, LogTarget, Probe, Size, Spec, size_in_bytes
 
-_URL = re.compile(r"https?://[A-Za-z0-9._:\[\]@-]+(/[!-~]*)?")
+#: of a probe, and shown to everybody who may read: no user and password stand in it
+_URL = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(/[!-~]*)?")
+#: of a hook, and hidden
+_SECRET_URL = re.compile(r"https?://[A-Za-z0-9._:\[\]@-]+(/[!-~]*)?")
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
 
 #: below it no interpreter starts
@@ -99,7 +103,8 @@ def _probe_faults(probe: Probe, pointer: str) -> Iterator[Fault]:
     if sum([probe.http is not None, probe.tcp is not None, bool(probe.exec)]) != 1:
         yield Fault(pointer, "is not one question", "one of http, tcp and exec")
     if probe.http is not None and not _URL.fullmatch(probe.http):
-        yield Fault(f"{pointer}/http", f"{probe.http[:80]!r} is not a URL", 'such as "http://127.0.0.1:8000/health"')
+        hint = 'such as "http://127.0.0.1:8000/health", without user and password'
+        yield Fault(f"{pointer}/http", f"{_without_userinfo(probe.http)[:80]!r} is not a URL of a probe", hint)
     if probe.tcp is not None and (not (found := _ADDRESS.fullmatch(probe.tcp)) or not 0 < int(found["port"]) < 1 << 16):
         yield Fault(f"{pointer}/tcp", f"{probe.tcp[:80]!r} is not an address", "HOST:PORT, or :PORT on loopback")
     yield from _word_faults(probe.exec, f"{pointer}/exec")
@@ -111,9 +116,15 @@ def _probe_faults(probe: Probe, pointer: str) -> Iterator[Fault]:
 def _hook_faults(hook: Hook, pointer: str) -> Iterator[Fault]:
     if (hook.url is not None) is bool(hook.command):
         yield Fault(pointer, "does not say what is to be told", "one of command and url")
-    if hook.url is not None and not _URL.fullmatch(hook.url):
-        yield Fault(f"{pointer}/url", f"{hook.url[:80]!r} is not a URL", 'such as "https://alerts.example/branchd"')
+    if hook.url == HIDDEN:
+        yield Fault(f"{pointer}/url", f"{HIDDEN} stands for a secret that is not stored here", "give the URL")
+    elif hook.url is not None and not _SECRET_URL.fullmatch(hook.url):
+        yield Fault(f"{pointer}/url", "is not a URL", 'such as "https://alerts.example/branchd"')
     yield from _word_faults(hook.command, f"{pointer}/command")
+
+
+def _without_userinfo(url: str) -> str:
+    return re.sub(r"//.*@", "//", url)
 
 
 def _word_faults(words: tuple[str, ...], pointer: str) -> Iterator[Fault]:

@@ -64,6 +64,7 @@ class Launch:
     group: str | None = None  #: None: the user's primary group
     umask: int | None = None  #: None: the daemon's own
     limits: Limits = field(default_factory=Limits)
+    within: Key | None = None  #: of what runs beside an instance: in whose control group, as long as that runs
 
 
 class Stream(StrEnum):

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import pytest
 
-from branchd.branch.ports import Process, Processes
+from branchd.branch.ports import Lost, Process, Processes
 from branchd.core.errors import SpawnFailed
 from branchd.core.values import Exit, Key, Launch
 from tests.waiting import until
@@ -150,5 +150,6 @@ class ProcessesConformance:
         identity = (await spawn(world, Exits(), ONE)).identity
         await spawn(world, Exits(), TWO, OTHER)
         world.restart_daemon()
-        assert world.processes.find({ONE: before, uuid.uuid4().hex: before}) == {ONE: identity}
-        assert world.processes.find({ONE: now() + 5}) == {}
+        wanted = Lost(KEY, before, os.geteuid())
+        assert world.processes.find({ONE: wanted, uuid.uuid4().hex: wanted}) == {ONE: identity}
+        assert world.processes.find({ONE: Lost(KEY, now() + 5, os.geteuid())}) == {}

@@ -285,6 +285,12 @@ class StoreConformance:
             assert [[event.id for event in page] for page in pages] == [[1, 2], [3, 5], [8], []]
             assert await store.first_event() == 1
 
+    async def test_the_last_events_are_counted_though_ids_have_gaps(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as store:
+            store.load()
+            await store.write(*events(3, 5, 8, 900))
+            assert [await store.event_before(8, count) for count in (0, 1, 2, 3, 4)] == [8, 5, 3, 0, 0]
+
     async def test_a_reader_sees_what_was_asked_to_be_written_before(self, tmp_path: Path) -> None:
         with self.opened(tmp_path) as store:
             store.load()

@@ -27,6 +27,7 @@ def keep(arguments: list[str]) -> None:
 async def serve(branch_id: str, mode: str, nonce: str, *argv: str) -> None:
     cgroups = CgroupRoot.discover(branch_id) if mode == "cgroups" else None
     processes = LinuxProcesses(branch_id, cgroups)
+    processes.begin()
     launch = Launch(argv, "/", {"PATH": os.environ["PATH"]})
     sink = os.open(os.devnull, os.O_WRONLY)
     output = contextlib.nullcontext((sink, sink))

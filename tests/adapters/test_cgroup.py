@@ -1,5 +1,6 @@
 """Cgroups on the real cgroup2 mount, and how it is found on hosts of other makes."""
 
+import errno
 import os
 import subprocess
 import uuid
@@ -64,6 +65,56 @@ def test_empty_folders_of_earlier_daemons_are_removed(root: CgroupRoot, branch_i
     os.close(root.of(KEY).open())
     assert CgroupRoot.discover(branch_id) == root
     assert not root.of(KEY).folder.exists()
+
+
+class OwnCgroup:
+    """As the kernel has it: a cgroup with members hands no controllers down, and moving is writing."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = CgroupRoot(folder, PurePosixPath("/"), folder / "branchd-x")
+        self.moved: list[int] = []
+        self.members = [os.getpid()]
+        self._folder = folder
+        for name, text in {"cgroup.controllers": "cpu memory", "cgroup.subtree_control": "", "cgroup.type": ""}.items():
+            (folder / name).write_text(text)
+        monkeypatch.setattr(cgroup, "_members", lambda folder: self.members)
+        monkeypatch.setattr(cgroup, "_write", self._write)
+
+    def _write(self, file: Path, text: str) -> None:
+        if file == self._folder / cgroup.LEAF / "cgroup.procs":
+            self.moved.append(int(text))
+            self.members = [pid for pid in self.members if pid != int(text)]
+        elif file.parent == self._folder and self.members:
+            raise OSError(errno.EBUSY, "busy")
+
+
+def test_to_hand_controllers_down_the_daemon_leaves_its_cgroup_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = OwnCgroup(tmp_path, monkeypatch)
+    with subprocess.Popen(["/bin/sleep", "1000"]) as child:
+        own.members = [os.getpid(), child.pid, 2**22 - 1]  # one of them is gone
+        assert own.root.available == {"cpu", "memory"}
+        own.root.enable(["memory"])
+        child.kill()
+    assert own.moved[:2] == [os.getpid(), child.pid]
+
+
+@pytest.mark.parametrize("other", [os.getppid(), 0], ids=["the shell it came from", "out of sight"])
+def test_others_are_not_moved_and_limits_cannot_be_had_where_they_are(
+    other: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = OwnCgroup(tmp_path, monkeypatch)
+    own.members = [os.getpid(), other]
+    assert own.root.shared
+    assert own.root.available == frozenset()
+    with pytest.raises(OSError, match="busy"):
+        own.root.enable(["memory"])
+    assert own.moved == []
+    found = limits.unenforceable(Limits(memory=1 << 30), own.root.available, (1024, 1024), "others are there")
+    assert found == {"memory": "the controller 'memory' is not to be had: others are there"}
+    (tmp_path / "cgroup.type").unlink()  # the root of all
+    assert own.root.available == {"cpu", "memory"}
 
 
 HYBRID = (

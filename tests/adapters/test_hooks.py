@@ -10,11 +10,14 @@ from aiohttp import web
 
 from branchd.adapters.errands import Errands
 from branchd.adapters.hooks import LocalTeller
+from branchd.adapters.process import LinuxProcesses
 from branchd.core.spec import Hook
 from branchd.core.values import Launch
 from tests.adapters.conformance_teller import EVENT, TellerConformance, Told
-from tests.adapters.test_probes import PATH, certificate
+from tests.adapters.test_probes import PATH, certificate, processes
 from tests.fakes.hooks import FakeTeller
+
+__all__ = ["processes"]  # a fixture
 
 
 class TestFake(TellerConformance):
@@ -28,12 +31,13 @@ class TestFake(TellerConformance):
 
 class TestCommand(TellerConformance):
     @pytest.fixture
-    def told(self, tmp_path: Path) -> Told:
+    def told(self, tmp_path: Path, processes: LinuxProcesses) -> Told:
         takes, refuses, silent = (
             Hook(command=("sh", "-c", script)) for script in ("cat >said", "echo 'no mail'; exit 1", "sleep 1000")
         )
         launch = Launch((), str(tmp_path), {"PATH": PATH})
-        return Told(LocalTeller(Errands()), takes, refuses, silent, lambda: [(tmp_path / "said").read_bytes()], launch)
+        teller = LocalTeller(Errands(processes))
+        return Told(teller, takes, refuses, silent, lambda: [(tmp_path / "said").read_bytes()], launch)
 
 
 class Receiver:
@@ -63,14 +67,16 @@ class Receiver:
 
 
 @pytest.fixture(params=["http", "https"])
-async def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Receiver, str, LocalTeller]]:
+async def receiver(
+    request: pytest.FixtureRequest, tmp_path: Path, processes: LinuxProcesses
+) -> AsyncIterator[tuple[Receiver, str, LocalTeller]]:
     tls, trusted = None, None
     if request.param == "https":
         made, key = certificate(tmp_path)
         tls, trusted = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), str(made)
         tls.load_cert_chain(made, key)
     receiver = Receiver(tls)
-    yield receiver, await receiver.start(), LocalTeller(Errands(), trusted)
+    yield receiver, await receiver.start(), LocalTeller(Errands(processes), trusted)
     await receiver.stop()
 
 
@@ -100,9 +106,9 @@ class TestUrl(TellerConformance):
 
 
 @pytest.mark.parametrize("receiver", ["https"], indirect=True)
-async def test_a_certificate_that_is_not_trusted_is_told_nothing(receiver: Received) -> None:
+async def test_a_certificate_that_is_not_trusted_is_told_nothing(receiver: Received, processes: LinuxProcesses) -> None:
     to, url, trusting = receiver
-    reason = await LocalTeller(Errands()).tell(Hook(url=url), None, EVENT, 10)
+    reason = await LocalTeller(Errands(processes)).tell(Hook(url=url), None, EVENT, 10)
     assert reason is not None
     assert reason.startswith("its certificate is not trusted")
     other_name = url.replace("localhost", "127.0.0.1")
@@ -112,7 +118,7 @@ async def test_a_certificate_that_is_not_trusted_is_told_nothing(receiver: Recei
     assert to.requests == []
 
 
-async def test_link_local_addresses_are_told_nothing() -> None:
-    reason = await LocalTeller(Errands()).tell(Hook(url="http://169.254.169.254/"), None, EVENT, 10)
+async def test_link_local_addresses_are_told_nothing(processes: LinuxProcesses) -> None:
+    reason = await LocalTeller(Errands(processes)).tell(Hook(url="http://169.254.169.254/"), None, EVENT, 10)
     assert reason is not None
     assert "link-local" in reason

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from branchd.adapters import proc
 from branchd.adapters.host import LocalHost
-from branchd.adapters.precheck import account_of
+from branchd.adapters.precheck import Accounts, account_of
 from branchd.branch.ports import Host
 from branchd.core.errors import SpawnFailed
 from branchd.core.values import Identity
@@ -34,7 +35,7 @@ child.communicate()
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
-    return LocalHost(tmp_path)
+    return LocalHost(tmp_path, Accounts())
 
 
 @pytest.fixture
@@ -93,11 +94,12 @@ def test_many_questions_after_one_account_are_one_question_to_who_knows_them(
         asked.append(user)
         return account_of(user)
 
-    monkeypatch.setattr("branchd.adapters.host.account_of", counting)
+    monkeypatch.setattr("branchd.adapters.precheck.account_of", counting)
     assert {host.uid("root") for _ in range(100)} == {0}
+    assert {host.account("root")[0] for _ in range(100)} == {"/root"}
     assert asked == ["root"]
-    monkeypatch.setattr("branchd.adapters.host.UID_FOR", -1.0)
-    fresh = LocalHost(Path("/"))
+    monkeypatch.setattr("branchd.adapters.precheck.ACCOUNT_FOR", -1.0)
+    fresh = LocalHost(Path("/"), Accounts())
     assert [fresh.uid("root"), fresh.uid("root")] == [0, 0]
     assert asked == ["root"] * 3
 
@@ -129,3 +131,10 @@ def test_what_is_gone_has_no_usage(host: Host, running: subprocess.Popen[bytes])
     assert host.usage(was) is None  # a zombie
     running.wait()
     assert host.usage(was) is None
+
+
+def test_hard_limits_are_those_that_have_an_end(tmp_path: Path) -> None:
+    said = LocalHost(tmp_path, Accounts()).hard_limits()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert said.get("open_files", resource.RLIM_INFINITY) == hard
+    assert resource.RLIM_INFINITY not in said.values()

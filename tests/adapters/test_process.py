@@ -23,7 +23,7 @@ from branchd.adapters import precheck, proc, reaping
 from branchd.adapters.cgroup import Cgroup, CgroupRoot
 from branchd.adapters.process import LinuxProcess, LinuxProcesses
 from branchd.adapters.spawning import Spawning
-from branchd.branch.ports import Process
+from branchd.branch.ports import Lost, Process
 from branchd.core.errors import SpawnFailed, Unavailable
 from branchd.core.values import Exit, Identity, Key, Launch
 from tests.adapters.conformance_process import KEY, Exits, ProcessesConformance, now
@@ -59,7 +59,9 @@ class Machine:
         if self.mode == "cgroups":
             cgroups = CgroupRoot.discover(self.branch_id)
             assert cgroups is not None, "these tests want a cgroup2 mount in which they may make folders"
-        return LinuxProcesses(self.branch_id, cgroups)
+        processes = LinuxProcesses(self.branch_id, cgroups)
+        processes.begin()
+        return processes
 
     def shell(self, script: str, **more: str) -> Launch:
         return Launch(("sh", "-c", script), str(self.folder), {"PATH": PATH, **more})
@@ -665,6 +667,24 @@ async def test_a_zombie_of_ours_is_adopted_with_its_status(machine: Machine) -> 
     assert await exits.one() == Exit(code=3)
 
 
+async def test_what_ended_is_not_reaped_before_all_is_adopted(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await machine.spawn(machine.shell("exit 3"), Exits())
+    machine.processes.close()
+    monkeypatch.setattr(reaping, "ORPHAN_PATIENCE", 0.02)
+    machine.processes = LinuxProcesses(machine.branch_id, None)
+    looks = asyncio.get_running_loop().time() + 10 * reaping.ORPHAN_PATIENCE
+    await until(lambda: asyncio.get_running_loop().time() > looks)
+    exits = Exits()
+    assert machine.processes.adopt(KEY, process.nonce, process.identity, exits) is not None
+    assert await exits.one() == Exit(code=3)
+    machine.processes.begin()
+    orphan = await machine.spawn(machine.shell("setsid sh -c 'exit 0' & echo $! >left; exec sleep 1000"), Exits())
+    orphan.kill_tree()
+    await until(machine.childless)
+
+
 @pytest.fixture
 async def neglected(machine: Machine) -> proc.Stat:
     """A running process whose parent never reaps it."""
@@ -735,7 +755,7 @@ async def test_want_of_descriptors_is_not_taken_for_a_process_that_is_gone(
     with monkeypatch.context() as patched:
         patched.setattr(os, "listdir", fail)
         with pytest.raises(Unavailable):
-            machine.processes.find({process.nonce: 0.0})
+            machine.processes.find({process.nonce: Lost(KEY, 0.0, None)})
 
 
 # Finding
@@ -746,7 +766,7 @@ async def test_the_spawned_process_is_found_and_not_what_descends_from_it(machin
     # what starts in the same clock tick as its ancestor is, to the kernel, as old
     process = await machine.spawn(machine.shell(f"sleep 0.05; {ESCAPING}"), Exits())
     await machine.escaped()
-    assert machine.processes.find({process.nonce: before}) == {process.nonce: process.identity}
+    assert machine.processes.find({process.nonce: Lost(KEY, before, None)}) == {process.nonce: process.identity}
 
 
 async def test_what_merely_descends_from_one_that_ended_is_not_taken_for_it(machine: Machine) -> None:
@@ -755,7 +775,18 @@ async def test_what_merely_descends_from_one_that_ended_is_not_taken_for_it(mach
     process = await machine.spawn(machine.shell("sleep 1000 & exit 0"), exits)
     await exits.one()
     assert any(proc.mark(pid) == process.nonce for pid in proc.pids())
-    assert machine.processes.find({process.nonce: before}) == {}
+    assert machine.processes.find({process.nonce: Lost(KEY, before, None)}) == {}
+
+
+async def test_nor_is_another_users_or_another_instances(machine: Machine) -> None:
+    nobody = pwd.getpwnam("nobody").pw_uid
+    launch = Launch(("sleep", "1000"), "/", {"PATH": PATH}, user="nobody")
+    process = await machine.spawn(launch, Exits())
+    for uid, found in ((nobody, True), (0, True), (None, True), (nobody + 1, False)):
+        answer = machine.processes.find({process.nonce: Lost(KEY, 0.0, uid)})
+        assert answer == ({process.nonce: process.identity} if found else {})
+    other = machine.processes.find({process.nonce: Lost(Key("shop", "other"), 0.0, nobody)})
+    assert bool(other) == (machine.mode == "session")
 
 
 async def test_a_mark_that_somebody_made_up_stops_no_search(machine: Machine) -> None:
@@ -763,7 +794,7 @@ async def test_a_mark_that_somebody_made_up_stops_no_search(machine: Machine) ->
     process = await machine.spawn(machine.shell("sleep 1000"), Exits())
     liar = await machine.spawn(machine.shell(f"{proc.MARK}=$(printf '\\377') exec sleep 1000"), Exits())
     await until(lambda: proc.mark(liar.identity.pid) == "\N{REPLACEMENT CHARACTER}")
-    assert machine.processes.find({process.nonce: before}) == {process.nonce: process.identity}
+    assert machine.processes.find({process.nonce: Lost(KEY, before, None)}) == {process.nonce: process.identity}
 
 
 async def test_a_pipe_that_took_the_place_of_a_program_keeps_nobody_waiting(
@@ -799,6 +830,6 @@ async def test_which_of_several_is_found(
         patched.setattr(proc, "pids", lambda: iter(by_pid))
         patched.setattr(proc, "mark", lambda pid: "nonce")
         patched.setattr(proc, "stat", by_pid.get)
-        answer = machine.processes.find({"nonce": 104 / proc.TICKS})
+        answer = machine.processes.find({"nonce": Lost(KEY, 104 / proc.TICKS, None)})
     identity = answer["nonce"]
     assert (identity and identity.pid) == found

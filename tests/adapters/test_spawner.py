@@ -192,7 +192,7 @@ async def test_it_ends_with_a_daemon_that_is_killed(machine: Machine) -> None:
         assert daemon.stdout is not None
         await asyncio.to_thread(daemon.stdout.readline)
         children = [stat for pid in proc.children(daemon.pid) if (stat := proc.stat(pid)) is not None]
-        [helper] = [stat for stat in children if spawning.PROGRAM.encode() in proc.command_line(stat.pid)]
+        [helper] = [stat for stat in children if spawning.program().encode() in proc.command_line(stat.pid)]
         [child] = [stat for stat in children if stat != helper]
         os.kill(helper.pid, signal.SIGSTOP)
         daemon.kill()

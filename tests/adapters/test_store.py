@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from branchd.adapters import proc
 from branchd.adapters.store import SqliteStore, _Job, _Outcome
+from branchd.adapters.store_tables import LOST_IDS
 from branchd.branch.ports import Store
 from branchd.branch.records import EventRecord, Put
 from branchd.core.errors import Conflict, Fatal, StorageFailed
@@ -129,16 +131,38 @@ async def test_close_commits_what_was_asked_for_and_takes_no_more(tmp_path: Path
         assert store.load().apps == (SHOP,)
 
 
-async def test_a_commit_waits_for_the_disk(tmp_path: Path) -> None:
+async def setting(store: SqliteStore, name: str) -> str | int:
+    found: str | int = await store._ask(lambda connection: connection.execute(f"PRAGMA {name}").fetchone()[0])
+    return found
+
+
+async def test_a_commit_waits_for_the_disk_where_one_of_its_writes_asks_for_that(tmp_path: Path) -> None:
+    normal, full = 1, 2
     with opened(tmp_path) as store:
         store.load()
-        settings = await store._ask(
-            lambda connection: [
-                connection.execute(f"PRAGMA {name}").fetchone()[0]
-                for name in ("journal_mode", "synchronous", "foreign_keys")
-            ]
-        )
-    assert settings == ["wal", 2, 1]
+        assert [await setting(store, name) for name in ("journal_mode", "foreign_keys")] == ["wal", 1]
+        for durable, synchronous in (
+            ([True], full), ([False], normal), ([False, True, False], full), ([False, False], normal),
+        ):  # fmt: skip
+            await asyncio.gather(*(store.write(Put(SHOP), durable=one) for one in durable))
+            assert await setting(store, "synchronous") == synchronous
+
+
+async def test_ids_of_events_that_a_power_cut_took_are_not_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def last_event(boot: str, *more: Put) -> int:
+        monkeypatch.setattr(proc, "boot_id", lambda: boot)
+        with opened(tmp_path) as store:
+            found = store.load().last_event
+            await store.write(*more)
+            return found
+
+    assert await last_event("first", *events(1, 2)) == 0
+    assert await last_event("first") == 2
+    assert await last_event("second") == 2 + LOST_IDS
+    assert await last_event("second", *events(LOST_IDS + 3)) == 2 + LOST_IDS
+    assert await last_event("second") == 3 + LOST_IDS
 
 
 async def test_a_value_that_no_table_can_hold_fails_its_own_write_alone(tmp_path: Path) -> None:
@@ -165,15 +189,17 @@ async def main():
     number = 0
     while True:
         number += 1
-        await asyncio.gather(*(store.write(Put(AppRecord(f"{number}-{part}", {}))) for part in range(5)))
+        puts = [Put(AppRecord(f"{number}-{part}", {})) for part in range(5)]
+        await asyncio.gather(*(store.write(put, durable=sys.argv[2] == "durable") for put in puts))
         print(number, flush=True)
 
 asyncio.run(main())
 """
 
 
-def test_what_a_write_returned_for_survives_kill_9(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, text=True) as writer:
+@pytest.mark.parametrize("how", ["durable", "not durable"])
+def test_what_a_write_returned_for_survives_kill_9(tmp_path: Path, how: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, how], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         said = [next(writer.stdout) for _ in range(20)]
         writer.send_signal(signal.SIGKILL)

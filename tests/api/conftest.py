@@ -54,6 +54,9 @@ class FakeHost:
     def account(self, user: str | None) -> tuple[str, str]:
         return "/nonexistent", user or "root"
 
+    def hard_limits(self) -> Mapping[str, int]:
+        return {"open_files": 65536, "core": 0}
+
     def uid(self, user: str | None) -> int:
         if user in self.missing:
             raise SpawnFailed(f"user {user!r} does not exist on this machine")

@@ -77,7 +77,7 @@ async def test_the_difference_is_told_to_readers_and_applied_by_admins_alone(
     done = await ended(api, begun.json["id"])
     assert (done["state"], done["kind"]) == ("done", "update")
     assert {step["name"]: step["detail"] for step in done["steps"]} == {
-        "app shop": "changed", "shop:new": "created", "shop:web": "restarted",
+        "app shop": "changed", "shop:new": "created", "shop:web": "restarted, and ready",
     }  # fmt: skip
     assert (await api("GET", "/v1/files")).json["items"] == []
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -380,6 +381,45 @@ async def test_a_socket_of_the_service_managers_is_used_and_its_path_left_there(
     assert unused.fileno() == -1
     await server.stop()
     assert (tmp_path / "api.sock").exists()
+
+
+async def test_sockets_of_the_service_managers_without_an_address_of_ours_are_given_up(
+    branch: Service,
+) -> None:
+    abstract, unnamed = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    abstract.bind(f"\0branchd-{os.getpid()}")
+    unused = abstract, unnamed
+    server = Server(branch, HttpSettings(listen=(":0",)), [Given(one, False) for one in unused])
+    await server.start()
+    await server.stop()
+    assert [one.fileno() for one in unused] == [-1, -1]
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("instead", [False, True])
+async def test_a_socket_whose_path_was_taken_away_is_opened_anew(
+    branch: Service, tmp_path: Path, ours: bool, instead: bool
+) -> None:
+    path = tmp_path / "api.sock"
+    first = Server(branch, HttpSettings(listen=(f"unix:{path}",), socket_group=GROUP))
+    await first.start()
+    await first.release()
+    [given] = first.hand_over()
+    path.rename(tmp_path / "away.sock")
+    if instead:
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+    second = Server(branch, HttpSettings(listen=(f"unix:{path}",), socket_group=GROUP), [replace(given, ours=ours)])
+    await second.start()
+    try:
+        assert os.stat(path).st_ino != given.inode
+        assert given.socket.fileno() == -1
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in await reader.readline()
+        writer.close()
+    finally:
+        await second.stop()
 
 
 async def test_an_address_that_is_no_longer_asked_for_is_given_up(branch: Service, tmp_path: Path) -> None:

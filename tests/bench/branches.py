@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from branchd.adapters.bus import open_bus
 from branchd.adapters.host import LocalHost
 from branchd.adapters.logs import FileLogs
+from branchd.adapters.precheck import Accounts
 from branchd.adapters.store import SqliteStore
 from branchd.branch.mesh.mesh import Membership
 from branchd.branch.own_log import OwnLog
@@ -82,7 +83,7 @@ class Complete:
             logs=FileLogs(home / "logs"),
             store=self._store,
             channel=FakeChannel(),
-            host=LocalHost(home),
+            host=LocalHost(home, Accounts()),
             prober=FakeProber(),
             teller=FakeTeller(),
             drivers={Kind.COMMAND: CommandDriver()},

@@ -214,10 +214,12 @@ async def test_a_changed_file_bounces_nobody_at_the_daemons_start_and_update_tak
     async with again(house, begin) as later:
         assert await running(later, "web") == pid
         await running(later, "new")
-        await until(lambda: not any(one.name == "old" for one in later.instances.list()), what="old to be gone")
+        await running(later, "old")
         current = {one.type: one.status for one in later.instances.get("shop", "web").status.conditions}
         assert current["ConfigCurrent"] == "False"
-        assert told(await later.files.reread()) == [(Thing.INSTANCE, "web", Action.RESTART, True)]
+        assert told(await later.files.reread()) == [
+            (Thing.INSTANCE, "old", Action.DELETE, False), (Thing.INSTANCE, "web", Action.RESTART, True)
+        ]  # fmt: skip
         await later.files.update()
         assert await running(later, "web") != pid
         assert (await later.files.reread()).items == ()
@@ -236,13 +238,36 @@ async def test_what_does_not_run_starts_with_what_the_files_say_now(begin, disk,
     assert house.processes.spawned[-1].launch.argv == ("other",)
 
 
-async def test_an_app_removed_from_its_file_goes_after_a_restart_of_the_daemon(begin, disk, house):
+async def test_a_start_of_the_daemon_takes_nothing_away_and_tells_what_the_files_have_no_more(begin, disk, house):
+    disk.app("shop", instances={"web": {}}, queues={"slow": {}})
+    disk.app("mail", instances={"one": {}, "two": {}}, queues={"slow": {}})
+    service = await begin()
+    pids = [await running(service, "web"), await running(service, "two", "mail")]
+    del disk.apps["shop"]
+    disk.app("mail", instances={"one": {}})
+    async with again(house, begin) as later:
+        assert [await running(later, "web"), await running(later, "two", "mail")] == pids
+        assert [one.name for one in later.queues.list("shop")] == ["slow"]
+        finding = next(one for one in later.diagnoses() if one.check == "definition files")
+        assert finding.level == "warning"
+        assert "queue slow of mail, mail:two, app shop, shop:web" in finding.detail
+        assert (await later.files.reread()).removed == ("shop",)
+        await later.files.update(["mail"])
+        assert later.files.left == ("app shop", "shop:web")
+        await later.files.update()
+        assert [app.name for app in later.apps.list()] == ["mail"]
+        assert not any(one.check == "definition files" for one in later.diagnoses())
+
+
+async def test_a_start_finds_no_files_at_all_and_stops_nothing(begin, disk, house):
     disk.app("shop", instances={"web": {}}, queues={"slow": {}})
     service = await begin()
-    await running(service, "web")
+    pid = await running(service, "web")
     disk.apps.clear()
     async with again(house, begin) as later:
-        await until(lambda: not later.apps.list(), what="the app to be gone")
+        assert await running(later, "web") == pid
+        await later.files.update()
+        assert not later.apps.list()
         assert not house.processes.running
     snapshot = house.store.load()
     assert [*snapshot.apps, *snapshot.queues, *snapshot.instances, *snapshot.authored] == []
@@ -277,11 +302,13 @@ async def test_with_any_fault_nothing_is_applied_and_what_was_goes_on(begin, dis
 
 async def test_a_fault_says_no_value_that_may_be_secret(begin, disk):
     disk.app("shop", COMMAND | {"env": {"A": ["s3cret"]}, "broker": 7}, {"web": {"env": {"B": {"secret": 17}}}})
+    disk.app("env", COMMAND | {"env": "PASSWORD=s3cret", "hooks": {"on_exit": "https://chat.example/s3cret"}})
+    disk.app("hook", COMMAND | {"hooks": {"on_exit": {"url": "chat.example/s3cret"}}})
     service = await begin()
     with pytest.raises(Invalid) as caught:
         await service.files.update()
     told = {fault.pointer.rpartition("]")[2] for fault in caught.value.faults}
-    assert told >= {".env.A", ".broker"}
+    assert told >= {".env.A", ".broker", ".env", ".hooks.on_exit", ".hooks.on_exit.url"}
     assert "s3cret" not in str([(fault.detail, fault.hint) for fault in caught.value.faults])
 
 
@@ -413,9 +440,13 @@ async def test_the_replicas_of_a_files_app_come_and_go_with_it(begin, disk, hous
     disk.app("shop", COMMAND | {"replicas": 1})
     await service.files.update()
     await until(lambda: [one.name for one in service.instances.list()] == ["shop-0"], what="one replica to be left")
-    disk.apps.clear()
+    disk.app("shop", COMMAND | {"replicas": 0})
     async with again(house, begin) as later:
-        await until(lambda: not later.apps.list(), what="the app to be gone")
+        await running(later, "shop-0")
+        assert later.files.left == ("app shop",)
+        disk.apps.clear()
+        await later.files.update()
+        assert not later.apps.list()
         assert not house.processes.running
 
 

@@ -51,7 +51,16 @@ async def test_what_uses_more_than_max_memory_is_restarted_and_says_why(service:
     await until(lambda: status(service).pid not in (first, None))
     assert "uses 612 MiB, max_memory is 512 MiB" in await reasons(service)
     assert status(service).wanted is Wanted.UP
+    assert status(service).restarts == 1
     house.host.resident = 1 << 20
+
+
+async def test_what_is_too_big_again_and_again_is_fatal(service: Any, house: Any, quick: None) -> None:
+    house.host.resident = 1 << 30
+    await create(service, max_memory="512MiB", restart={"max_restarts": 1, "ceiling": 0.1})
+    await until(lambda: status(service).state is State.FATAL)
+    assert status(service).reason.startswith("uses 1024 MiB, max_memory is 512 MiB; 2 times within")
+    assert len(house.processes.spawned) == 2
 
 
 async def test_max_memory_is_taken_up_at_once_and_nobody_is_looked_at_without_it(

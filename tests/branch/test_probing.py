@@ -94,6 +94,32 @@ async def test_one_that_is_never_ready_is_stopped_by_its_plan_again_and_again_an
     assert status(service).reason.endswith(f"; 2 times within 300 s, which is too often{HINT}")
 
 
+async def test_the_time_in_which_it_could_not_be_asked_is_not_its_own(service, house):
+    house.prober.turn.clear()
+    await create(service, ready={"probe": QUICK, "within": 0.2})
+    await until(asking)
+    started = house.processes.spawned[0].identity.started
+    await until(lambda: service._world.clock() * 100 - started > 40)
+    assert status(service).state is State.STARTING
+    house.prober.turn.set()
+    await state(service, State.RUNNING)
+    assert len(house.processes.spawned) == 1
+
+
+async def test_an_instance_has_one_of_its_programs_run_at_a_time(service, house):
+    probes = {each: {"exec": [each], "period": 0.1, "timeout": 1000} for each in ("ready", "alive")}
+    await create(service, ready={"probe": probes["ready"]}, alive=probes["alive"])
+    await state(service, State.RUNNING)
+    house.prober.failing[Probe(**{**probes["ready"], "exec": ("ready",)})] = SILENT
+    await until(lambda: house.prober.asked and house.prober.asked[-1][0].exec == ("ready",))
+    asked = len(house.prober.asked)
+    await until(lambda: len(asking()) == 2)
+    later = service._world.clock() + 0.4
+    await until(lambda: service._world.clock() > later)
+    assert len(house.prober.asked) <= asked + 2
+    assert house.prober.asked[-1][0].exec == ("ready",)
+
+
 async def test_while_it_runs_a_failing_probe_makes_it_not_ready_and_a_success_ready_again(service, house):
     await create(service, ready={"probe": QUICK})
     await state(service, State.RUNNING)

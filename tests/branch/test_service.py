@@ -44,6 +44,27 @@ async def test_an_instance_is_committed_before_it_is_started(service, house):
     assert seen == [True, True]
 
 
+async def test_what_happens_by_itself_does_not_wait_for_the_disk_and_what_is_asked_for_does(service, house):
+    def durable(kind):
+        kept = zip(house.store.writes, house.store.durable, strict=True)
+        return {how for write, how in kept if any(isinstance(it, Put) and isinstance(it.record, kind) for it in write)}
+
+    await create(service, "a")
+    house.processes.end(await running(service, "a"), Exit(signal=9))
+    await until(lambda: len(house.processes.spawned) == 2)
+    await running(service, "a")
+    assert (durable(InstanceRecord), durable(RunRecord)) == ({True}, {False})
+
+
+async def test_an_end_and_the_start_that_it_leads_to_are_one_commit(service, house):
+    await create(service, "a")
+    pid, before = await running(service, "a"), len(house.store.writes)
+    house.processes.end(pid, Exit(signal=9))
+    await until(lambda: len(house.processes.spawned) == 2)
+    [run, *_] = [change.record for change in house.store.writes[before] if isinstance(change, Put)]
+    assert (run.last_exit, run.nonce) == (Exit(signal=9), house.processes.spawned[1].nonce)
+
+
 async def test_a_crash_is_answered_with_another_process_and_what_was_left_of_the_first_is_swept(service, house):
     await create(service, "a")
     pid = await running(service, "a")

@@ -1,13 +1,18 @@
 """branchctl apply against a real daemon: the difference first, done once, and nothing of others ever removed."""
 
+import asyncio
 import json
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from branchd.cli.applying import carry_out, plan
 from branchd.cli.control import main
+from branchd.client import BranchdClient
+from branchd.core.file_apps import FileApp, FileDefinitions
 from tests.running_daemon import RunningDaemon
 from tests.waiting import until_sync
 
@@ -221,3 +226,26 @@ def test_an_app_with_replicas_is_pruned_with_them(control: Control, file: Path) 
     file.write_text("[apps]\n")
     assert "app many: deleted" in control("apply", str(file), "--prune").stdout
     assert not pids(control)
+
+
+async def test_a_stop_since_the_plan_was_made_stays(control: Control, file: Path, daemon: RunningDaemon) -> None:
+    found = tomllib.loads(SHOP)["apps"]["shop"]
+    instances, queues = found.pop("instances"), found.pop("queues")
+    instances["web"] |= {"labels": {"tier": "front"}}
+
+    def applied() -> FileDefinitions:
+        return FileDefinitions({"shop": FileApp("shop", str(file), found, instances, queues)}, (), (str(file),))
+
+    async def by_hand(*actions: str) -> None:
+        for action in actions:
+            await asyncio.to_thread(control, action, "shop:web")
+
+    await asyncio.to_thread(control, "apply", str(file), "--yes")
+    await by_hand("stop", "start")
+    client = BranchdClient(daemon.url)
+    made = await plan(client, applied(), "shop")
+    await by_hand("stop")
+    await carry_out(client, made, 30, lambda _item, _what: None)
+    web = await client.instance("shop", "web")
+    assert web["spec"]["labels"]["tier"] == "front"
+    assert (web["spec"]["wanted"], web["status"]["pid"]) == ("down", None)

@@ -129,8 +129,28 @@ def test_a_restart_that_was_overtaken_by_another_start_restarts_nothing():
 def test_a_monitor_renews_a_process_without_wanting_it_up():
     stopping = replace(RUNNING, state=State.STOPPING, wanted=Wanted.DOWN)
     assert walk(stopping, Event(Symbol.RENEW, 1)) == (stopping, [])
-    machine, effects = walk(RUNNING, Event(Symbol.RENEW, 1), Event(Symbol.EXITED, 1, Exit(0)))
-    assert (machine.state, machine.crashes, effects) == (State.STARTING, (), [Signal("TERM"), Spawn(2)])
+    machine, effects = walk(RUNNING, Event(Symbol.RENEW, 1, reason="too big"), Event(Symbol.EXITED, 1, Exit(0)))
+    assert (machine.state, machine.reason, effects) == (State.STARTING, "too big", [Signal("TERM"), Spawn(2)])
+    assert (machine.restarts, len(machine.crashes)) == (1, 1)
+
+
+def test_renewals_count_as_crashes_so_that_they_do_not_go_on_for_ever():
+    policy = replace(POLICY, restart=Restart(max_restarts=2, window=60))
+    machine = RUNNING
+    states = []
+    for run in (1, 2, 3):
+        machine = replace(machine, state=State.RUNNING, alive=True, run=run)
+        renewed = Event(Symbol.RENEW, run, reason="too big"), Event(Symbol.EXITED, run, Exit(0))
+        machine, _ = walk(machine, *renewed, policy=policy)
+        states.append(machine.state)
+    assert states == [State.STARTING, State.BACKOFF, State.FATAL]
+    assert machine.reason == f"too big; 3 times within 60 s, which is too often{HINT}"
+
+
+@pytest.mark.parametrize(("wish", "end"), [(Symbol.DOWN, State.STOPPED), (Symbol.RESTART, State.STARTING)])
+def test_a_wish_while_one_is_renewed_makes_it_an_ordinary_stop(wish, end):
+    machine, _ = walk(RUNNING, Event(Symbol.RENEW, 1, reason="too big"), Event(wish, 1), Event(Symbol.EXITED, 1))
+    assert (machine.state, machine.reason, machine.crashes) == (end, "", ())
 
 
 LATE = Event(Symbol.LATE, 1, reason="not ready within 5 s")

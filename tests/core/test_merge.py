@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from branchd.core.merge import HIDDEN, hide, merge, reveal
+from branchd.core.merge import HIDDEN, hide, merge, reveal, tells_secret
 
 json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -48,3 +48,26 @@ def test_secrets_are_hidden_and_what_was_read_can_be_written_back():
     assert shown == {"broker": HIDDEN, "env": {"A": "1", "KEY": {"secret": HIDDEN}}, "pool": "solo"}
     assert reveal(shown, stored) == stored
     assert reveal({**shown, "env": {"NEW": {"secret": HIDDEN}}}, stored)["env"] == {"NEW": {"secret": HIDDEN}}
+
+
+def test_the_url_of_a_hook_is_a_secret_and_its_command_is_none():
+    stored = {"hooks": {"on_exit": {"url": "https://chat.example/s3cret"}, "on_fatal": {"command": ["mail"]}}}
+    shown = hide(stored)
+    assert shown == {"hooks": {"on_exit": {"url": HIDDEN}, "on_fatal": {"command": ["mail"]}}}
+    assert stored["hooks"]["on_exit"] == {"url": "https://chat.example/s3cret"}
+    assert reveal(shown, stored) == stored
+    moved = {"hooks": {"on_fatal": {"url": HIDDEN}}}
+    assert reveal(moved, stored) == moved
+    assert hide({"hooks": {"on_exit": None}}) == {"hooks": {"on_exit": None}}
+    for strange in ({"hooks": 1}, {"hooks": {"on_exit": 1}}):
+        assert hide(strange) == reveal(strange, stored) == strange
+
+
+@pytest.mark.parametrize(
+    ("pointer", "secret"),
+    [("/env", True), ("/env/A", True), ("/broker", True), ("/hooks/on_exit/url", True), ("/hooks/on_exit", True),
+     ("/hooks", True), ("/hooks/on_exit/command/0", False), ("/env_file", False), ("/ready/probe/http", False),
+     ("", False)],
+)  # fmt: skip
+def test_where_a_fault_would_tell_a_secret(pointer, secret):
+    assert tells_secret(pointer) is secret

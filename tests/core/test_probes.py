@@ -59,6 +59,14 @@ def test_failures_count_in_a_row_and_one_success_ends_the_row():
             Seen(3, True, "", Row()),
             Late("not ready within 3 s: GET http://127.0.0.1:8000/health: not answered yet"),
         ),
+        (Ready(probe=PROBE, within=3), Seen(9, True, "", REFUSED, waits=True), Wait(None)),
+        (Ready(probe=PROBE, after=10, within=3), Seen(9, True, "", Row(), waits=True), Wait(1)),
+        (Ready(probe=PROBE, within=3), Seen(9, True, "", REFUSED, waited=7), Wait(1)),
+        (
+            Ready(probe=PROBE, within=3),
+            Seen(10, True, "", REFUSED, waited=7),
+            Late("not ready within 3 s: GET http://127.0.0.1:8000/health: connection refused"),
+        ),
     ],
 )
 def test_it_is_ready_when_its_kind_its_age_and_its_probe_say_so_and_late_after_its_time(ready, seen, verdict):

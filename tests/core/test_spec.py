@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from branchd.core.errors import Invalid
-from branchd.core.spec import Autoscale, Kind, Logs, Spec, Stderr, Wanted, launched_with
+from branchd.core.merge import HIDDEN
+from branchd.core.spec import Autoscale, Hook, Hooks, Kind, Logs, Probe, Spec, Stderr, Wanted, launched_with
 from branchd.core.spec_faults import faults
 from branchd.wire.spec import effective
 
@@ -45,6 +46,15 @@ def test_what_is_wrong_with_the_placement_is_told_at_once() -> None:
     assert [fault.pointer for fault in faults(wrong)] == [
         *("/weight", "/constraints/a~1b", "/constraints/zone", "/spread", "/replicas", "/absence")
     ]
+
+
+def test_a_probe_has_no_password_and_no_fault_tells_the_one_of_a_url():
+    spec = Spec(Kind.COMMAND, ("serve",), alive=Probe(http="http://a:s3cret@127.0.0.1/"),
+                hooks=Hooks(Hook(url="ftp://chat.example/s3cret"), Hook(url=HIDDEN)))  # fmt: skip
+    found = {fault.pointer: fault.detail for fault in faults(spec)}
+    assert found.keys() == {"/alive/http", "/hooks/on_exit/url", "/hooks/on_fatal/url"}
+    assert "s3cret" not in str(found)
+    assert "not stored here" in found["/hooks/on_fatal/url"]
 
 
 @pytest.mark.parametrize("replicas", [0, 1000, None])

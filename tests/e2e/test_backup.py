@@ -91,6 +91,7 @@ async def test_what_was_lost_comes_back_and_what_runs_still_is_adopted(shop: Run
     refused = await branchd(shop, "restore", str(file), code=1)
     assert "--force puts it aside" in refused.stderr
     told = await branchd(shop, "restore", str(file), "--force")
+    assert f"still running: shop:web (pid {pid})" in told.stderr
     assert "another machine" not in told.stderr
     await shop.start()
     assert (await shop.ready("shop", "web"))["pid"] == pid
@@ -108,9 +109,11 @@ async def test_what_was_lost_comes_back_and_what_runs_still_is_adopted(shop: Run
 async def test_a_lost_folder_is_made_anew_and_is_no_copy_for_a_branch_with_a_broker(shop: RunningBranch) -> None:
     file = shop.folder / "b.tar.gz"
     file.write_bytes((await branchd(shop, "backup", "-")).stdout_bytes)
-    shop.stop()
+    shop.kill()
     shutil.rmtree(shop.folder / "state")
-    told = await branchd(shop, "restore", str(file))
+    assert "still run: shop:web (pid " in (await branchd(shop, "restore", str(file), code=1)).stderr
+    assert not (shop.folder / "state" / "branchd.db").exists()
+    told = await branchd(shop, "restore", str(file), "--force")
     known = {Mark.MACHINE, Mark.HARDWARE} & marks(shop.folder / "state").keys()
     assert ("another machine" in told.stderr) is not bool(known)
     await shop.start()
@@ -121,6 +124,7 @@ async def test_a_lost_folder_is_made_anew_and_is_no_copy_for_a_branch_with_a_bro
 async def test_a_second_folder_beside_the_original_is_told_to_be_a_copy(shop: RunningBranch, folder: Path) -> None:
     file = shop.folder / "b.tar.gz"
     await branchd(shop, "backup", str(file))
+    shop.stop()
     other = RunningBranch(folder / "other")
     assert "--new-id" in (await branchd(other, "restore", str(file))).stderr
 
@@ -172,3 +176,18 @@ async def test_nothing_is_backed_up_where_there_is_nothing_and_no_half_file_is_l
     assert "cannot be written" in (await branchd(branch, "backup", str(folder / "no" / "b"), code=1)).stderr
     assert "cannot be read" in (await branchd(branch, "restore", str(folder / "absent"), code=1)).stderr
     assert os.listdir(folder) in ([], ["state"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into the folders of others")
+async def test_nobody_backs_up_the_folder_of_another_and_nothing_is_written_in_it(shop: RunningBranch) -> None:
+    shop.stop()
+    state, file = shop.folder / "state", shop.folder / "b.tar.gz"
+    victim = shop.folder / "victim"
+    victim.write_text("mine")
+    (state / "admin.token").unlink()
+    (state / "admin.token").symlink_to(victim)
+    os.chown(state, 65534, 65534)
+    before = sorted(state.iterdir())
+    assert "belongs to uid 65534" in (await branchd(shop, "backup", str(file), code=1)).stderr
+    assert sorted(state.iterdir()) == before
+    assert not file.exists()

@@ -93,3 +93,26 @@ async def test_a_reload_as_pid_1_touches_nothing(container: Container) -> None:
     assert (await container.status("shop", "a"))["pid"] == made["status"]["pid"]
     os.kill(container.inside(), signal.SIGTERM)
     assert container.wait() == 0
+
+
+@pytest.mark.parametrize("cured", [True, False])
+async def test_a_pid_1_that_does_not_come_up_after_a_reload_tries_again_while_what_runs_goes_on(
+    container: Container, cured: bool
+) -> None:
+    await container.client.create_instance("shop", {"name": "a", "command": ["sleep", "100000"]})
+    pid = (await container.state("shop", "a", "RUNNING"))["pid"]
+    container.socket.unlink()
+    container.socket.write_text("in the way")
+    os.kill(container.inside(), signal.SIGHUP)
+    await until(lambda: "not up after the reload" in container.log, 60, "the new code to fail")
+    assert "something else than a socket stands there" in container.log
+    assert pid in container.processes()
+    if not cured:
+        os.kill(container.inside(), signal.SIGTERM)
+        assert container.wait() == 1
+        return
+    container.socket.unlink()
+    await until(container._ready, 60, "the daemon to be there again")
+    assert (await container.status("shop", "a"))["pid"] == pid
+    os.kill(container.inside(), signal.SIGTERM)
+    assert container.wait() == 0

@@ -12,7 +12,6 @@ from branchd.cli.control import main
 from branchd.cli.daemon import main as daemon
 from branchd.client import ApiProblem
 from tests.e2e.branch import RunningBranch
-from tests.waiting import until
 
 SHOP = """
 [apps.shop]
@@ -109,11 +108,10 @@ async def test_a_stop_survives_the_daemon_and_a_removal_is_noticed_by_the_next_o
     branch.kill()
     configured.shop.unlink()
     await branch.start()
-
-    async def gone() -> bool:
-        return not (await branch.client.apps())["items"]
-
-    await until(gone, 30, "the app to be gone")
+    assert (await branch.ready("shop", "mail"))["pid"] == before["shop:mail"]
+    assert "left as it is: app shop, " in (await in_thread(configured.control, "doctor")).stdout
+    await in_thread(configured.control, "update")
+    assert not (await branch.client.apps())["items"]
     assert not (await branch.client.instances())["items"]
 
 
@@ -153,7 +151,9 @@ async def test_a_folder_that_cannot_be_read_is_not_an_empty_one(configured: Conf
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "deep"])
-async def test_a_file_that_cannot_be_taken_as_one_holds_nobody_up(configured: Configured, folder: Path, kind: str) -> None:
+async def test_a_file_that_cannot_be_taken_as_one_holds_nobody_up(
+    configured: Configured, folder: Path, kind: str
+) -> None:
     strange = folder / "conf.d" / "strange.toml"
     match kind:
         case "pipe":

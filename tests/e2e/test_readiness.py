@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,23 @@ async def test_hooks_are_told_by_command_and_by_url(make_branch: Maker, folder: 
         event = json.loads(body)
         assert event == kept[event["id"]]
         assert event["data"]["exit"] == "exit code 7"
+
+
+async def test_the_watchdog_is_fed_from_the_beginning_of_a_start_on(make_branch: Maker, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        branch = make_branch(env={"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "60000000"})
+        await branch.start()
+        told: list[str] = []
+
+        def ready() -> bool:
+            try:
+                while True:
+                    told.append(manager.recv(4096).decode())
+            except BlockingIOError:
+                return any("READY=1" in one for one in told)
+
+        await until(ready, 20, "the daemon to say that it is ready")
+    before = told[: next(number for number, one in enumerate(told) if "READY=1" in one)]
+    assert before.count("WATCHDOG=1") >= 2  # when the process began, and when its loop did

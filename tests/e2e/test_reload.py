@@ -167,3 +167,13 @@ async def test_what_was_asked_before_a_reload_is_answered(make_branch: Maker) ->
     waiting = asyncio.create_task(branch.client.start("slow", "never", wait=60))
     await reloaded(branch)
     assert (await waiting)["name"] == "never"
+
+
+async def test_a_socket_that_was_taken_away_is_there_again_after_a_reload(make_branch: Maker) -> None:
+    branch = await started(make_branch())
+    pid, worker = branch.pid, await create(branch, "a")
+    branch.socket.unlink()
+    os.kill(pid, signal.SIGHUP)
+    await until(branch._ready, 60, "the socket to be back")
+    assert (branch.pid, (await branch.pids())["shop:a"]) == (pid, worker)
+    assert branch.stop() == 0

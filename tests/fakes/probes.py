@@ -1,6 +1,7 @@
 """A Prober in memory, for tests of who uses the port: passes tests/adapters/conformance_prober.py."""
 
 import asyncio
+from collections.abc import Callable
 
 from branchd.core.errors import Unavailable
 from branchd.core.spec import Probe
@@ -17,8 +18,12 @@ class FakeProber:
         self.asked: list[tuple[Probe, Launch | None]] = []
         self.failing: dict[Probe, str] = {}  #: why; SILENT: it does not answer
         self.unavailable = False  #: nothing can be asked
+        self.turn = asyncio.Event()  #: of who is asked
+        self.turn.set()
 
-    async def ask(self, probe: Probe, launch: Launch | None) -> str | None:
+    async def ask(self, probe: Probe, launch: Launch | None, begins: Callable[[], None]) -> str | None:
+        await self.turn.wait()
+        begins()
         self.asked.append((probe, launch))
         await asyncio.sleep(0)
         if self.unavailable:

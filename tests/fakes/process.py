@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
+from branchd.branch.ports import Lost
 from branchd.core.errors import SpawnFailed
 from branchd.core.machine import ProcessFacts
 from branchd.core.spec import Limits
@@ -100,11 +101,11 @@ class FakeProcesses:
         process.on_exit = on_exit
         return process
 
-    def find(self, nonces: Mapping[str, float]) -> Mapping[str, Identity | None]:
+    def find(self, lost: Mapping[str, Lost]) -> Mapping[str, Identity | None]:
         return {
             process.nonce: None if process.nonce in self.ambiguous else process.identity
             for process in self.running.values()
-            if process.nonce in nonces and process.identity.started / 100 >= nonces[process.nonce] - 0.05
+            if process.nonce in lost and process.identity.started / 100 >= lost[process.nonce].since - 0.05
         }
 
     def facts(self) -> ProcessFacts:

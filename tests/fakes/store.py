@@ -45,6 +45,7 @@ class MemoryStore:
     def __init__(self, branch_id: str = "0123456789abcdef0123456789abcdef") -> None:
         self.full = False  #: as if the disk were full: no write is kept
         self.writes: list[tuple[Change, ...]] = []  #: what was kept, in order
+        self.durable: list[bool] = []  #: which of it was to outlive a power cut
         self._branch_id = branch_id
         self._last_event = self._last_expired = 0
         self._tables: Tables = {kind: {} for kind in _KINDS}
@@ -76,6 +77,7 @@ class MemoryStore:
         self._tables = tables
         self._last_event = max([self._last_event, *tables[EventRecord]])
         self.writes.append(changes)
+        self.durable.append(durable)
 
     async def events(self, after: int, limit: int) -> Sequence[EventRecord]:
         return [event for event in self._sorted(EventRecord) if event.id > after][:limit]

@@ -36,6 +36,19 @@ def test_the_command_prints_a_unit_for_this_installation() -> None:
     assert "SocketUser=shop" in CliRunner().invoke(daemon.main, [*asked, "--socket"]).output
 
 
+def test_a_reload_finds_the_daemon_of_another_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "shop.toml"
+    config.write_text('[branch]\nrun = "/run/shop"\n')
+    asked = ["systemd-unit", "--config", str(config)]
+    assert f"ExecReload={PROGRAMS}/branchctl --run /run/shop reload --wait\n" in (
+        CliRunner().invoke(daemon.main, asked).stdout
+    )
+    config.write_text("")
+    assert f"ExecReload={PROGRAMS}/branchctl reload --wait\n" in CliRunner().invoke(daemon.main, asked).stdout
+    config.unlink()
+    assert "print the unit again" in CliRunner().invoke(daemon.main, asked).stderr
+
+
 @pytest.mark.parametrize(("name", "most"), [("branchd", 6.8), ("branchd-single-user", 2.3)])
 def test_a_unit_exposes_no_more_than_it_must(name: str, most: float) -> None:
     said = subprocess.run(

@@ -14,7 +14,6 @@ from branchd.api.door.faults import Fault, RpcError, told
 from branchd.api.door.processes import each
 from branchd.api.door.states import has_file
 from branchd.api.door.table import INT, NAME, Door, Methods, Param
-from branchd.branch.own_log import OwnLog
 from branchd.branch.service import Service
 from branchd.core.access import Scope
 from branchd.core.errors import BranchdError
@@ -23,8 +22,8 @@ from branchd.wire.resources import Instance
 
 method = Methods()
 
-#: bytes of one answer; who wants more goes on at the offset behind them
-MOST = 4 << 20
+#: bytes of one answer; who wants more goes on at the offset behind them. Nobody else has a turn while it is written
+MOST = 256 << 10
 
 #: bytes before the end at which following begins, as supervisord's
 HEAD = 1024
@@ -131,14 +130,14 @@ async def _tail(door: Door, name: str, stream: Stream, offset: int, length: int)
     return ["", 0, False] if read is None else await tail_log(read, offset, length)
 
 
-@method("supervisor.clearProcessLogs", "supervisor.clearProcessLog", scope=Scope.OPERATE, returns="boolean",
+@method("supervisor.clearProcessLogs", "supervisor.clearProcessLog", scope=Scope.ADMIN, returns="boolean",
         params=(NAME,))  # fmt: skip
 async def clear_process_logs(door: Door, name: str) -> bool:
     """Empty a process's logs, and delete their archives."""
     return await _clear(door, names.instance(door.service, name))
 
 
-@method("supervisor.clearAllProcessLogs", scope=Scope.OPERATE, returns="array")
+@method("supervisor.clearAllProcessLogs", scope=Scope.ADMIN, returns="array")
 async def clear_all_process_logs(door: Door) -> list[dict[str, Any]]:
     """Empty the logs of all processes, and delete their archives."""
     return await each(door, door.service.instances.list(), _clear)
@@ -166,7 +165,3 @@ async def clear_log(door: Door) -> bool:
     """Forget the end of the daemon's own log; what went to its standard error or the journal stays there."""
     door.own_log.clear()
     return True
-
-
-def of_daemon(own_log: OwnLog) -> Read:
-    return own_log.read

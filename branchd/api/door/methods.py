@@ -16,7 +16,7 @@ from branchd.core.faults import NAME
 MOST_CALLS = 64
 
 #: characters that the results of one system.multicall may have, before the last of them
-LONGEST_ANSWER = 16 << 20
+LONGEST_ANSWER = 4 << 20
 
 MULTICALL = "system.multicall"
 

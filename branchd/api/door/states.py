@@ -7,6 +7,7 @@ from typing import Any
 
 from branchd.api.door import names
 from branchd.api.door.table import NAME, Door, Methods
+from branchd.branch import output
 from branchd.core.access import Scope
 from branchd.core.lifecycle import State
 from branchd.core.spec import LogTarget, Stderr
@@ -65,8 +66,7 @@ def _info(door: Door, instance: Instance, now: float) -> dict[str, Any]:
 def has_file(spec: Mapping[str, Any], stream: Stream) -> bool:
     """Of an effective spec: whether what goes to this stream is kept in a file of its own."""
     logs = spec.get("logs", {})
-    joined = stream is Stream.STDERR and logs.get("stderr") != Stderr.FILE
-    return not joined and logs.get("to", LogTarget.FILES) == LogTarget.FILES
+    return output.has_file(logs.get("to", LogTarget.FILES), logs.get("stderr", Stderr.JOIN), stream)
 
 
 def path(door: Door, key: Key, spec: Mapping[str, Any], stream: Stream) -> str:

@@ -13,7 +13,7 @@ from supervisor.rpcinterface import SupervisorNamespaceRPCInterface
 from supervisor.states import ProcessStates
 from supervisor.xmlrpc import Faults, SystemNamespaceRPCInterface
 
-from branchd.api.door import methods
+from branchd.api.door import logs, methods
 from branchd.api.door.faults import Fault
 from branchd.api.door.methods import MOST_CALLS, TABLE
 from branchd.api.door.states import CODES
@@ -358,8 +358,19 @@ async def test_tails_are_those_of_supervisords_arithmetic(rpc: Rpc, house: House
             assert await rpc("supervisor.tailProcessStdoutLog", "shop:web", offset, length) == theirs, (offset, length)
 
 
-async def test_logs_are_cleared(rpc: Rpc, house: House) -> None:
+async def test_a_long_log_is_read_in_parts(rpc: Rpc, house: House) -> None:
+    write(house, b"x" * logs.MOST + b"end")
+    assert await rpc("supervisor.readProcessStdoutLog", "shop:web", 0, 0) == "x" * logs.MOST
+    assert await rpc("supervisor.readProcessStdoutLog", "shop:web", logs.MOST, 0) == "end"
+
+
+async def test_logs_are_cleared_by_an_admin_alone(rpc: Rpc, house: House, tokens: dict[Scope, str]) -> None:
     write(house, b"old\n")
+    for method, params in (("clearProcessLogs", ("shop:web",)), ("clearAllProcessLogs", ())):
+        body = xmlrpc.client.dumps(params, f"supervisor.{method}")
+        answer = await rpc.post(body, Authorization=f"Bearer {tokens[Scope.OPERATE]}")
+        assert (answer.status, answer.slug) == (403, "denied")
+    assert await rpc("supervisor.readProcessStdoutLog", "shop:web", 0, 0) == "old\n"
     assert await rpc("supervisor.clearProcessLogs", "shop:web") is True
     assert await rpc("supervisor.readProcessStdoutLog", "shop:web", 0, 0) == ""
     write(house, b"new\n")

@@ -1,5 +1,6 @@
 """XML-RPC as text, against Python's own client; and what must not get past the reader."""
 
+import re
 import xmlrpc.client
 from contextlib import suppress
 from datetime import datetime
@@ -52,6 +53,10 @@ def test_a_fault_is_one_for_pythons_client() -> None:
 def test_what_xml_cannot_say_is_replaced_and_carriage_returns_stay() -> None:
     (read,), _ = xmlrpc.client.loads(xml.result("\x1b[31mred\x00 \ud800\r\n\tend"))
     assert read == "\ufffd[31mred\ufffd \ufffd\r\n\tend"
+    everything = "".join(map(chr, [*range(0x2100), *range(0xD7F0, 0xE010), *range(0xFF00, 0x10010)]))
+    (read,), _ = xmlrpc.client.loads(xml.result(everything))
+    said = r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+    assert read == re.sub(said, "\ufffd", everything)
 
 
 def test_numbers_beyond_32_bits_are_told_whole() -> None:
