@@ -3,7 +3,7 @@
 Controllers are switched on when the first instance asks for a limit that needs one, and not before: one in
 subtree_control of a delegated cgroup makes the unit's next start fail on systemd 252 (219/CGROUP), unless something
 switches it off again after the stop, and the cgroup that hands them down may hold no process, so that the daemon has to
-leave it for a leaf. Where others are in it too, such as the shell that the daemon was started from, it is left as it is.
+leave it for a leaf. Where others are in it too, such as the shell that it was started from, it stays as it is.
 """
 
 import contextlib

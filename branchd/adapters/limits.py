@@ -49,8 +49,8 @@ def of_process(limits: Limits, descriptors: tuple[int, int]) -> list[tuple[int, 
 def unenforceable(
     limits: Limits, available: frozenset[str] | None, descriptors: tuple[int, int], withheld: str = ""
 ) -> Mapping[str, str]:
-    """Names of limits, and why not. `available`: controllers; None: there are no cgroups. `withheld`: why no others are,
-    where that is known."""
+    """Names of limits, and why not. `available`: controllers; None: there are no cgroups. `withheld`: why no others
+    are, where that is known."""
     found = {}
     for name, controller in CONTROLLERS.items():
         if getattr(limits, name) is None:

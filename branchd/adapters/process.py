@@ -248,9 +248,10 @@ class LinuxProcesses:
             raise Unavailable(f"the machine's processes cannot be listed: {error.strerror}", precheck.LIMITS) from error
         for pid in pids:
             nonce = proc.mark(pid)
-            if nonce is not None and nonce in lost and (stat := proc.stat(pid)) is not None:
-                if self._may_be(pid, lost[nonce]):
-                    carriers.setdefault(nonce, []).append(stat)
+            if nonce is None or nonce not in lost or not self._may_be(pid, lost[nonce]):
+                continue
+            if (stat := proc.stat(pid)) is not None:
+                carriers.setdefault(nonce, []).append(stat)
         found: dict[str, Identity | None] = {}
         for nonce, stats in carriers.items():
             firsts = _firsts(stats, lost[nonce].since)

@@ -195,9 +195,7 @@ class Fleet:
         await self.journal.commit(Put(new), events=events)
         self._redefine(supervisor, new, spec)
 
-    async def define(
-        self, app: str, changes: Sequence[Change], events: Sequence[Told], *, begun: bool = True
-    ) -> None:
+    async def define(self, app: str, changes: Sequence[Change], events: Sequence[Told], *, begun: bool = True) -> None:
         """Commits changes of an app, its queues and its instances, all at once, and applies them.
 
         The caller has seen that they hold together. New instances are started, and those that go are stopped.

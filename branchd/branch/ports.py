@@ -73,8 +73,8 @@ class Processes(Protocol):
     def find(self, lost: Mapping[str, Lost]) -> Mapping[str, Identity | None]:
         """Looks for processes by their nonces.
 
-        The earliest of each wins, of those that may be it: by its time, its account, its place. A nonce without a process
-        is left out; None where it is ambiguous.
+        The earliest of each wins, of those that may be it: by its time, its account, its place. A nonce without a
+        process is left out; None where it is ambiguous.
         """
 
     def sweep(self, key: Key, nonce: str) -> None:

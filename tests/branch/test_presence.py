@@ -19,8 +19,7 @@ from branchd.core.peers import Address, BranchState, Down
 from branchd.core.presence import DOUBTED_FOR, MISSED_FOR, SETTLED_AFTER
 from branchd.core.stamps import Entry, EntryKind, Stamp
 from branchd.wire.mesh import Announce, Compare, Differences, Gone, Wrote
-from branchd.wire.portions import LONGEST_MESSAGE
-from branchd.wire.portions import PORTION
+from branchd.wire.portions import LONGEST_MESSAGE, PORTION
 from tests.fakes.bus import MemoryBroker
 from tests.fakes.seal import ClearSeal
 from tests.simulation.loop import WallClock, run, simulate

@@ -1,6 +1,5 @@
 from branchd.core.stamps import Entry, EntryKind, Stamp
-from branchd.wire.portions import LONGEST_MESSAGE
-from branchd.wire.portions import PORTION, portions, text
+from branchd.wire.portions import LONGEST_MESSAGE, PORTION, portions, text
 
 
 def entry(name: str, length: int) -> Entry:
