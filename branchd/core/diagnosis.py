@@ -162,7 +162,7 @@ def definition_files(faults: Sequence[Fault], left: Sequence[str]) -> list[Diagn
     more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
     return [
         Diagnosis(check, Level.FAILURE, f"nothing of them is applied since: {told}{more}",
-                  "`branchd check` tells all of it; then `branchctl update`")
+                  "`branchctl reread` tells all of it; put it right, then `branchctl update`")
     ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """A branch with fakes at its ports, its API on loopback and on a unix socket, and a client that keeps whole answers."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -14,13 +15,14 @@ from yarl import URL
 
 from branchd.api.server import Server
 from branchd.api.settings import HttpSettings
+from branchd.branch.ending import Ending
 from branchd.branch.file_definitions import Read
 from branchd.branch.files import nothing
 from branchd.branch.mesh.mesh import Membership
 from branchd.branch.service import Service
 from branchd.branch.world import Policies, World
 from branchd.core.access import Scope
-from branchd.core.errors import SpawnFailed
+from branchd.core.errors import Conflict, SpawnFailed
 from branchd.core.spec import Kind
 from branchd.core.values import Identity
 from branchd.drivers.celery import CeleryDriver
@@ -164,11 +166,19 @@ def house() -> House:
     return House()
 
 
+async def refuse_reloads(service: Service) -> None:
+    """As the composition root does where the new code does not start; here there is none to take its place."""
+    while await service.endings.next() is Ending.RELOAD:
+        service.endings.refuse(Conflict("the new code does not start"))
+
+
 @pytest.fixture
 async def branch(house: House) -> AsyncIterator[Service]:
     service = house.service()
     await service.begin()
+    reloads = asyncio.create_task(refuse_reloads(service))
     yield service
+    reloads.cancel()
     service.kill()
     await service.end()
     await house.logs.close()

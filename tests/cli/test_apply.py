@@ -180,7 +180,11 @@ def test_a_field_moves_from_the_app_to_its_instances_and_back(control: Control, 
 
 
 def test_the_first_failure_ends_it_and_the_same_again_goes_on(control: Control, file: Path) -> None:
-    edit(file, 'command = ["sleep", "1000"]', 'command = ["/bin/false"]\nrestart = {max_restarts = 0}')
+    edit(
+        file,
+        'command = ["sleep", "1000"]',
+        'command = ["/bin/false"]\nrestart = {max_restarts = 0}\nready = {after = 1}',
+    )
     failed = control("apply", str(file), code=1)
     assert "FATAL" in failed.stderr
     assert "done" not in failed.stdout

@@ -29,6 +29,17 @@ def serving(port: int, door: Path) -> dict[str, Any]:
     return {"kind": "command", "command": [sys.executable, "-c", SERVER, str(port), str(door)]}
 
 
+async def given_up(branch: RunningBranch, words: list[str]) -> dict[str, Any]:
+    """The status of web:one once it is FATAL with these last words: they are read a moment after it is."""
+    await branch.state("web", "one", "FATAL")
+
+    async def said() -> dict[str, Any] | None:
+        status = await branch.status("web", "one")
+        return status if status["last_words"] == words else None
+
+    return await until(said, what=f"the last words {words}")
+
+
 async def test_one_that_becomes_ready_late_is_running_from_then_on_and_killed_when_it_hangs(
     branch: RunningBranch, folder: Path
 ) -> None:
@@ -74,10 +85,9 @@ async def test_one_that_is_never_ready_ends_fatal_and_says_why_also_to_the_next_
     }  # fmt: skip
     await branch.client.put_app("web", spec)
     await branch.client.create_instance("web", {"name": "one"})
-    status = await branch.state("web", "one", "FATAL")
+    status = await given_up(branch, ["I wait for something"] * 2)
     assert status["reason"].startswith("not ready within 0.5 s: run sh: exit code 1: not yet (")
     assert status["reason"].endswith("which is too often; start it to try again")
-    assert status["last_words"] == ["I wait for something"] * 2
     assert branch.stop() == 0
     await branch.start()
     await branch.client.patch_instance("web", "one", {"restart": {"max_restarts": 0}})
@@ -110,8 +120,7 @@ async def test_hooks_are_told_by_command_and_by_url(make_branch: Maker, folder: 
     }  # fmt: skip
     await branch.client.put_app("web", spec)
     await branch.client.create_instance("web", {"name": "one"})
-    status = await branch.state("web", "one", "FATAL")
-    assert status["last_words"] == ["out of paper"] * 2
+    await given_up(branch, ["out of paper"] * 2)
     await until(lambda: heard, what="the webhook to be told")
     await until(lambda: told.exists() and len(told.read_text().splitlines()) == 2, what="the command to be told twice")
     await runner.cleanup()

@@ -26,7 +26,7 @@ def main(*, exit_after: bool, broker: str | None, branches: int | None) -> int:
     Without a terminal, or with `exit_after`, it does not stay up.
     """
     if importlib.util.find_spec("celery") is None:
-        raise Fatal("the demo needs Celery, which is not installed beside branchd", "pip install 'branchd[demo]'")
+        raise Fatal("the demo needs Celery, which is not installed beside branchd", "in a clone: pip install '.[demo]'")
     folder = Path(tempfile.mkdtemp(prefix="branchd-demo-"))
     (folder / "shop" / "results").mkdir(parents=True)
     (folder / "shop" / "messages").mkdir()

@@ -69,12 +69,13 @@ def of_supervisord(
 
 
 def lifted(instances: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """An app of these: what all of them say stands in its own spec."""
+    """An app of these: what all of them say stands in its own spec, but for `queues`, which there are declarations."""
     first, *others = instances.values()
+    kept = {"wanted", "queues"}
     shared = {
         field: value
         for field, value in first.items()
-        if others and field != "wanted" and all(field in one and one[field] == value for one in others)
+        if others and field not in kept and all(field in one and one[field] == value for one in others)
     }
     own = {name: {k: v for k, v in spec.items() if k not in shared} for name, spec in instances.items()}
     return {**shared, "instances": own, "queues": {}}

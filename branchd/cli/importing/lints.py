@@ -21,7 +21,9 @@ _PORT = re.compile(
     r"(^|[\s=/@])([\w.*-]+|\[[0-9a-f:]*\])?:\d{2,5}\b|--?(http-)?port[ =]\d+|--bind[ =]\d+|\blisten[ =]\d+"
 )
 _LOG_ARGUMENT = re.compile(r"--?[a-z-]*log[a-z-]*=(/.+)")
-_PASSWORD = re.compile(r"://[^/@\s:]*:[^/@\s]+@|--?[a-z.-]*(password|passwd|secret|token)[a-z-]*=\S", re.IGNORECASE)
+_PASSWORD = re.compile(
+    r"://[^/@\s:]*:[^/@\s]+@|--?[a-z.-]*(password|passwd|secret|token|basic_auth)[a-z-]*=\S", re.IGNORECASE
+)
 _ONCE = re.compile(
     r"\b(manage\.py|django-admin|flask|alembic|airflow|superset|rails?|rake|artisan|certbot|npm|yarn)\b.*"
     r"\b(migrate|collectstatic|upgrade|init|initdb|db:\S+|compilemessages|loaddata|createcachetable|schedule:run|"

@@ -141,3 +141,11 @@ def test_what_is_lost_makes_it_incomplete(tmp_path: Path, key: str) -> None:
     (entry,) = [entry for entry in found.entries if entry.title == "[program:x]"]
     assert any(key.partition("=")[0] in note.keys for note in entry.notes
                if note.verdict in {Verdict.UNSUPPORTED, Verdict.INVALID})  # fmt: skip
+
+
+def test_the_queues_that_all_workers_of_an_app_share_are_said_of_each(tmp_path: Path) -> None:
+    keys = ("numprocs=2", "process_name=w%(process_num)d")
+    found = imported(tmp_path, *keys, command="/v/bin/celery -A shop worker -Q mail")
+    app = found.apps["x"]
+    assert app["application"] == "shop"
+    assert {name: one["queues"] for name, one in app["instances"].items()} == {"w0": ["mail"], "w1": ["mail"]}
