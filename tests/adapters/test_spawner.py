@@ -25,6 +25,10 @@ from tests.waiting import until
 __all__ = ["machine"]  # a fixture
 
 
+#: signals 32 and 33, which glibc keeps to itself: nobody can reset what such a run was started with
+OF_LIBC = 0b11 << 31
+
+
 async def status(machine: Machine, launch: Launch) -> dict[str, str]:
     """/proc/self/status of a program, by the name of the line."""
     text = await machine.output(launch)
@@ -33,7 +37,8 @@ async def status(machine: Machine, launch: Launch) -> dict[str, str]:
 
 async def test_signals_are_as_the_kernel_makes_them(machine: Machine) -> None:
     found = await status(machine, Launch(("cat", "/proc/self/status"), "/", {"PATH": PATH}))
-    assert int(found["SigIgn"], 16) == int(found["SigBlk"], 16) == int(found["SigCgt"], 16) == 0
+    masks = [int(found[name], 16) & ~OF_LIBC for name in ("SigIgn", "SigBlk", "SigCgt")]
+    assert masks == [0, 0, 0]
 
 
 async def test_resource_limits_niceness_and_oom_score_are_set_before_it_runs(machine: Machine) -> None:
