@@ -91,7 +91,7 @@ async def test_one_that_is_never_ready_ends_fatal_and_says_why_also_to_the_next_
     assert branch.stop() == 0
     await branch.start()
     await branch.client.patch_instance("web", "one", {"restart": {"max_restarts": 0}})
-    status = await branch.state("web", "one", "FATAL")
+    status = await given_up(branch, ["I wait for something"] * 3)
     branch.kill()
     await branch.start()
     assert (await branch.status("web", "one"))["last_words"] == status["last_words"]
