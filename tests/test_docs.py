@@ -1,10 +1,11 @@
 """The pages of reference say what the code says: fields and defaults of a spec, scopes of the API."""
 
 import re
-from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 
 import pytest
+from msgspec import NODEFAULT, Struct
+from msgspec.structs import FieldInfo, fields
 
 from branchd.api.handlers import ROUTES
 from branchd.core.spec import LIVE, Autoscale, Hook, Limits, Logs, Probe, Ready, Restart, Spec, StopStep
@@ -23,11 +24,11 @@ def table(page: str, heading: str) -> list[dict[str, str]]:
     return [dict(zip(titles, row, strict=True)) for row in rows]
 
 
-def default(field: Field[object]) -> str:
-    if field.default_factory is not MISSING:
+def default(field: FieldInfo) -> str:
+    if field.default_factory is not NODEFAULT:
         value = field.default_factory()
-    elif field.default is not MISSING:
-        value = {} if is_dataclass(field.default) else field.default
+    elif field.default is not NODEFAULT:
+        value = {} if isinstance(field.default, Struct) else field.default
     else:
         return "needed"
     value = int(value) if isinstance(value, float) and value.is_integer() else encode(value)

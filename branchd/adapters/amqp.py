@@ -7,9 +7,9 @@ import asyncio
 import random
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from amqp.exceptions import ResourceLocked
+from msgspec.structs import replace
 
 from branchd.adapters.amqp_connection import Refusal, why
 from branchd.adapters.amqp_consuming import Consuming

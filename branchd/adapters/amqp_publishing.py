@@ -9,12 +9,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import amqp
 from amqp import spec
 from amqp.exceptions import ResourceLocked
+from msgspec import Struct
 
 from branchd.adapters.amqp_connection import ANSWER_LIMIT, Refusal
 from branchd.adapters.amqp_wire import Names, Wire
@@ -23,8 +23,7 @@ from branchd.core.brokers import Broker
 from branchd.core.errors import Conflict, Unavailable
 
 
-@dataclass(slots=True)
-class _Sent:
+class _Sent(Struct):
     future: asyncio.Future[bool] | None  #: None: a broadcast
     key: str
     body: bytes

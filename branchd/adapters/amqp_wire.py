@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from branchd.adapters.amqp_connection import ANSWER_LIMIT, Connection, why
 from branchd.adapters.loop_calls import LoopCalls, fail, settle, taken
 from branchd.core.brokers import Broker
 from branchd.core.errors import BranchdError, Unavailable
+from branchd.core.value import Value
 
 #: seconds between two looks at what is due: heartbeats, time-outs
 TICK = 0.5
@@ -39,8 +39,7 @@ MOST_BYTES_WAITING = 64 << 20
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(Value):
     """On the broker, of one branch in one neighbourhood."""
 
     neighbourhood: str

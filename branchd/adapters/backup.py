@@ -11,7 +11,6 @@ import sqlite3
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
@@ -22,9 +21,10 @@ from branchd.adapters.state import StateFolder
 from branchd.adapters.store import SqliteStore
 from branchd.branch.identity import Mark
 from branchd.core.errors import Fatal, Invalid
+from branchd.core.value import Value
 from branchd.core.values import Identity
 from branchd.wire import json
-from branchd.wire.decode import decode, encode
+from branchd.wire.decode import decode
 
 #: of the archive; one that is higher is not understood
 FORMAT = 1
@@ -38,8 +38,7 @@ _BESIDE = (f"{_STORE}-wal", f"{_STORE}-shm")
 _LONGEST = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Value):
     format: int
     at: float  #: when it was made, seconds since 1970
     branch: str  #: its name
@@ -48,8 +47,7 @@ class Manifest:
     state: str  #: the folder that it was made of
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
+class Restored(Value):
     manifest: Manifest
     aside: Path | None  #: where what was there before is now
     same_place: bool  #: on the machine that it was made on, so that nothing has to be asked
@@ -74,7 +72,7 @@ def make(state: Path, out: IO[bytes], name: str, version: str, now: float) -> Ma
                 _check(copy, target)
                 manifest = Manifest(FORMAT, now, name, _identifier(target), version, str(state))
             with tarfile.open(fileobj=out, mode="w|gz") as archive:
-                (Path(folder) / _MANIFEST).write_bytes(json.dumps(encode(manifest)))
+                (Path(folder) / _MANIFEST).write_bytes(json.dumps(manifest))
                 archive.add(Path(folder) / _MANIFEST, _MANIFEST, filter=_plain)
                 archive.add(copy, _STORE, filter=_plain)
                 with contextlib.suppress(FileNotFoundError):  # removed by hand: the next start makes another one

@@ -11,11 +11,11 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 from branchd.adapters import proc
+from branchd.core.value import Value
 from branchd.core.values import Key
 
 #: what statfs(2) says of a real cgroup2. On hybrid hosts /sys/fs/cgroup is a tmpfs: mkdir works there and means nothing
@@ -25,8 +25,7 @@ CGROUP2_MAGIC = 0x63677270
 LEAF = "branchd-daemon"
 
 
-@dataclass(frozen=True, slots=True)
-class Cgroup:
+class Cgroup(Value):
     """One instance's folder."""
 
     folder: Path
@@ -91,8 +90,7 @@ class Cgroup:
             return
 
 
-@dataclass(frozen=True, slots=True)
-class CgroupRoot:
+class CgroupRoot(Value):
     """Where this daemon keeps its instances' cgroups: `<the daemon's own>/branchd-<branch id>`."""
 
     mount: Path

@@ -13,11 +13,11 @@ import socket
 import stat
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import structlog
+from msgspec import Struct, field
 
 from branchd.core.errors import Fatal, NoChannel, Refused
 from branchd.wire import json
@@ -41,14 +41,12 @@ class BrokeRules(Exception):
     """What a worker sent is not what an agent sends."""
 
 
-@dataclass(slots=True, eq=False)
-class Connection:
+class Connection(Struct, eq=False):
     socket: socket.socket
     waiting: dict[int, asyncio.Future[Reply]] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class Worker:
+class Worker(Struct):
     """A main process that may speak."""
 
     connection: Connection | None = None

@@ -12,10 +12,10 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
 from typing import NoReturn
 
 from branchd.core.errors import Fatal
+from branchd.core.value import Value
 
 #: for the next image: {"pid", "lock", "sockets"}; only a process with that pid takes it up
 INHERITED = "BRANCHD_INHERITED"
@@ -36,15 +36,13 @@ TRIAL = 60.0
 LONGEST = 2000
 
 
-@dataclass(frozen=True, slots=True)
-class Listening:
+class Listening(Value):
     socket: socket.socket
     ours: bool  #: False: the service manager made it
     inode: int = 0  #: of a unix socket's path; 0: not known
 
 
-@dataclass(frozen=True, slots=True)
-class Handover:
+class Handover(Value):
     sockets: tuple[Listening, ...] = ()
     lock: int | None = None  #: descriptor of the state folder's lock, held
     again: bool = False  #: this image takes the place of another one

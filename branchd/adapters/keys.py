@@ -14,10 +14,10 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 from branchd.core.errors import Conflict, Fatal
+from branchd.core.value import Value
 from branchd.wire.sealing import KEY_SIZE, KeyRing, NeighbourhoodKey
 
 #: seconds between two looks at whether the file was changed
@@ -34,8 +34,7 @@ _HEADING = """\
 _RENEW = "copy the file again from another branch, or make one with `branchd key new FILE`"
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(Value):
     """What a key file says. At most one of `next` and `former`."""
 
     seals: NeighbourhoodKey

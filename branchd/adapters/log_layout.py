@@ -19,11 +19,13 @@ import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from branchd.adapters import log_packing
+from branchd.core.value import Value
 
 FOLDER_MODE = 0o750
 FILE_MODE = 0o640
@@ -49,8 +51,7 @@ class Phase(StrEnum):
     PACKED = "gz"
 
 
-@dataclass(frozen=True, slots=True)
-class Archive:
+class Archive(Value):
     start: int  #: logical offset of its first byte
     until: int = 0  #: the live file is to be cut before this physical offset; 0 when done
     phase: Phase = Phase.DONE
@@ -143,8 +144,7 @@ def archives(folder: int, live: str) -> list[Archive]:
     return sorted((archive for archive in found if archive), key=lambda archive: archive.start)
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Value):
     """One look at a log; good for as long as nobody rotates."""
 
     folder: int  #: descriptor

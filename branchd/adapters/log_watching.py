@@ -16,12 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import TypeVar
 
 import structlog
+from msgspec import Struct
 
 from branchd.adapters.rotation import RotatedLog
 from branchd.core.values import Key
@@ -50,8 +50,7 @@ def pause(backlog: int, rate: float, rotate_at: int) -> float:
     return min(max((rotate_at - backlog) / rate / 2, FLOOR), QUIET)
 
 
-@dataclass(slots=True)
-class Watched:
+class Watched(Struct):
     """A log and when to look at it next; times are those of time.monotonic()."""
 
     log: RotatedLog

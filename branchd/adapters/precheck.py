@@ -10,9 +10,9 @@ import pwd
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from branchd.core.errors import SpawnFailed
+from branchd.core.value import Value
 from branchd.core.values import Launch
 
 #: errno of a spawn that may have words: what the checks look for
@@ -25,8 +25,7 @@ LIMITS = "free memory, or raise the limits of processes and open files"
 ACCOUNT_FOR = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(Value):
     """What a child is switched to."""
 
     name: str

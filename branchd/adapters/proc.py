@@ -6,7 +6,8 @@ Figures for people are psutil's (host.py); starting and ending processes is proc
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from branchd.core.value import Value
 
 #: clock ticks a second: the unit of every time in /proc/PID/stat
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -18,8 +19,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 MARK = "BRANCHD_SPAWN"
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(Value):
     """The fields of /proc/PID/stat that tell who a process is."""
 
     pid: int

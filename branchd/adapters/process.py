@@ -13,10 +13,10 @@ import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
-from dataclasses import replace
 from pathlib import PurePosixPath
 
 import structlog
+from msgspec.structs import replace
 
 from branchd.adapters import limits as kernel
 from branchd.adapters import precheck, proc, trees

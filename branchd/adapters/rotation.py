@@ -27,12 +27,12 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from threading import Lock
 
 import structlog
+from msgspec.structs import replace
 
 from branchd.adapters import log_packing
 from branchd.adapters.log_layout import (
@@ -46,6 +46,7 @@ from branchd.adapters.log_layout import (
     opened,
     survey,
 )
+from branchd.core.value import Value
 
 _log = structlog.get_logger(__name__)
 
@@ -93,8 +94,7 @@ def cut_in(root: Path) -> Cut:
         return Cut.COLLAPSE if fallocate(file.fileno(), COLLAPSE_RANGE, 0, block) else Cut.PUNCH
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(Value):
     """What one call of rotate() did."""
 
     archived: int  #: bytes that went into an archive

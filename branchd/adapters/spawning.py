@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import structlog
 
 from branchd.adapters import proc, spawner
 from branchd.adapters.spawner import ANSWER, LENGTH, PATIENCE, STEPS, Order
+from branchd.core.value import Value
 
 log = structlog.get_logger()
 
@@ -47,8 +47,7 @@ class SpawnerLost(Exception):
     """The process that forks ended before it answered: what it was asked for may run or not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
+class Begun(Value):
     """A program that has been executed, and that nobody has waited for yet."""
 
     pid: int

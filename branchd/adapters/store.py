@@ -17,7 +17,6 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -28,6 +27,7 @@ from branchd.adapters import proc
 from branchd.adapters.store_tables import apply, enter_boot, event_before, first_event, read_all, read_events
 from branchd.branch.records import Change, EventRecord, Snapshot
 from branchd.core.errors import Conflict, Fatal, StorageFailed
+from branchd.core.value import Value
 
 T = TypeVar("T")
 
@@ -45,8 +45,7 @@ _ADVICE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(Value):
     """Something for the thread to do with the connection."""
 
     work: _Work
@@ -55,8 +54,7 @@ class _Job:
     done: asyncio.Future[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
+class _Outcome(Value):
     value: Any = None
     error: Exception | None = None
 

@@ -6,7 +6,6 @@ The tables themselves are made by migrations/*.sql. Connections, threads and fai
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from branchd.branch.records import (
@@ -36,6 +35,7 @@ from branchd.branch.records import (
 from branchd.core.lifecycle import Machine, State
 from branchd.core.spec import Wanted
 from branchd.core.stamps import Entry, EntryKind, Stamp
+from branchd.core.value import Value
 from branchd.core.values import Exit, Identity, Key, QueueDeclaration
 
 R = TypeVar("R")
@@ -48,8 +48,7 @@ LOST_IDS = 1_000_000
 Row = Sequence[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Table(Generic[R]):
+class Table(Value, Generic[R]):
     """Names come from this module alone, so that statements may be put together from them."""
 
     name: str

@@ -6,7 +6,6 @@ import bisect
 import fnmatch
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from branchd.api.encoded import encoded
 from branchd.api.parameters import Form, Parameter, Unfit, text, whole
 from branchd.api.routing import Call
 from branchd.core.errors import Fault, Invalid, NotFound, Stale
+from branchd.core.value import Value
 from branchd.wire import json
 from branchd.wire.resources import App, Instance
 
@@ -117,8 +117,7 @@ def matches(pattern: str | None, name: str) -> bool:
     return pattern is None or fnmatch.fnmatchcase(name, pattern)
 
 
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
+class Elsewhere(Value):
     """What other branches have of a page."""
 
     items: Sequence[tuple[Place, Any]] = ()  #: after the cursor, at most `limit` of each branch; plain JSON values
@@ -127,12 +126,15 @@ class Elsewhere:
     unreachable: Sequence[str] = ()  #: the names of those that do not answer
 
 
+_NOWHERE = Elsewhere()
+
+
 def page(
     call: Call,
     items: Sequence[T],
     place: Callable[[T], Place],
     encode: Callable[[T], bytes] = encoded,
-    elsewhere: Elsewhere = Elsewhere(),
+    elsewhere: Elsewhere = _NOWHERE,
 ) -> web.Response:
     """The items after the cursor, at most `limit`; they are sorted by their place."""
     limit, cursor = call.get(LIMIT), call.get(CURSOR)

@@ -17,7 +17,7 @@ from branchd.api.forwarding import OWNER, forwarded
 from branchd.api.problems import NoSuchPath, WrongMethod
 from branchd.api.routing import About, Call, House, Route
 from branchd.core.access import Principal, Scope
-from branchd.core.errors import BranchdError, Denied, Fault, Invalid, Unavailable
+from branchd.core.errors import BranchdError, Denied, Fault, Invalid
 from branchd.core.faults import name_fault, queue_fault
 
 AiohttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -39,8 +39,7 @@ class Edge:
             principal = _ANYBODY if route.scope is None else self._guard.principal(request)
             if not route.changes:
                 return await self._answer(request, route, principal)
-            if not self._house.service.ready:
-                raise Unavailable("; ".join(self._house.service.problems()))
+            await self._house.service.take()
             response = await _or_problem(request, self._answer(request, route, principal))
             self._house.service.audit(principal, request.method, request.path, response.status, request.match_info)
             return response

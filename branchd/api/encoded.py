@@ -6,7 +6,6 @@ The service gives the same object while nothing changed, so that a list of all i
 from typing import Any
 
 from branchd.wire import json
-from branchd.wire.decode import encode
 from branchd.wire.resources import Instance
 
 #: entries of instances that are gone, kept at most until they are thrown out together
@@ -14,7 +13,7 @@ SPARE = 200
 
 
 def encoded(value: Any) -> bytes:
-    return json.dumps(encode(value))
+    return json.dumps(value)
 
 
 class Encoded:

@@ -6,7 +6,6 @@ A wait is carried in slices, so that a branch that goes away meanwhile is not wa
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +23,7 @@ from branchd.core.access import Principal
 from branchd.core.errors import BranchdError, Conflict, NoAnswer, NoRoute, NotFound, OutcomeUnknown, Stale, Unavailable
 from branchd.core.peers import Address, placed_key
 from branchd.core.spec import Wanted
+from branchd.core.value import Value
 from branchd.core.values import Key, Truth
 from branchd.wire import json
 from branchd.wire.resources import ConditionType, Placement
@@ -206,8 +206,7 @@ async def _copy(request: web.Request, response: web.StreamResponse, served: Serv
 # Waiting
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Value):
     """An instance of another branch, as it is there."""
 
     status: int

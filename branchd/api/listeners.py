@@ -10,15 +10,16 @@ import socket
 import ssl
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import structlog
+from msgspec import field
 
 from branchd.api.auth import group_id
 from branchd.api.settings import HttpSettings, TcpListener, UnixListener, address_text, parse_listener
 from branchd.core.errors import Fatal
+from branchd.core.value import Value
 
 log = structlog.get_logger(__name__)
 
@@ -29,8 +30,7 @@ BACKLOG = 1024
 SOCKET_MODE = 0o660
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(Value):
     """A listening socket that is open already."""
 
     socket: socket.socket
@@ -38,8 +38,7 @@ class Given:
     inode: int = 0  #: of a unix socket's path when it was opened; 0: not known
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(Value):
     socket: socket.socket
     address: str  #: unix:PATH, http://HOST:PORT or https://HOST:PORT
     tls: ssl.SSLContext | None = None

@@ -1,9 +1,11 @@
-"""The OpenAPI 3.1 document, made from the routes and the dataclasses that they name, when it is first asked for."""
+"""The OpenAPI 3.1 document, made from the routes and the Values that they name, when it is first asked for."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
+
+import msgspec
 
 import branchd
 from branchd.api import problems
@@ -35,12 +37,10 @@ from branchd.core.errors import (
     Unavailable,
 )
 from branchd.core.faults import NAME
-from branchd.wire.decode import adapter
 
 Json = dict[str, Any]
-Mode = Literal["validation", "serialization"]
 
-_REFERENCE = "#/components/schemas/{model}"
+_REFERENCE = "#/components/schemas/{name}"
 
 _ABOUT = """\
 Errors are problems as of RFC 9457, with every invalid field at once. Scopes: each includes the ones before it, of read,
@@ -65,26 +65,20 @@ def document(routes: Iterable[Route]) -> Json:
 
 
 def _item(shape: Any) -> Any:
-    """The dataclass of a page's items, or the shape itself."""
+    """The Value of a page's items, or the shape itself."""
     return get_args(shape)[0] if get_origin(shape) is list else shape
 
 
-def _schemas(routes: list[Route]) -> tuple[Mapping[tuple[Any, Mode], Json], Json]:
-    wanted: dict[tuple[Any, Mode], None] = {(Problem, "validation"): None}
-    for route in routes:
-        if isinstance(route.body, type):
-            wanted[route.body, "validation"] = None
-        for shape in route.returns.values():
-            if isinstance(_item(shape), type | UnionType):
-                wanted[_item(shape), "serialization"] = None
-    from pydantic import TypeAdapter  # noqa: PLC0415  # start-up time: the document is made when somebody asks for it
-
-    inputs = [(key, key[1], adapter(key[0])) for key in wanted]
-    schemas, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REFERENCE)
-    return {key: schema for (key, _), schema in schemas.items()}, definitions.get("$defs", {})
+def _schemas(routes: list[Route]) -> tuple[Mapping[Any, Json], Json]:
+    shapes = [_item(shape) for route in routes for shape in (route.body, *route.returns.values())]
+    unions = [shape for shape in shapes if isinstance(shape, UnionType)]
+    kinds = [Problem, *(kind for shape in shapes for kind in get_args(shape) or (shape,) if isinstance(kind, type))]
+    schemas, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
+    known: dict[Any, Json] = dict(zip(kinds, schemas, strict=True))
+    return known | {union: {"anyOf": [known[kind] for kind in get_args(union)]} for union in unions}, components
 
 
-def _operation(route: Route, schemas: Mapping[tuple[Any, Mode], Json]) -> Json:
+def _operation(route: Route, schemas: Mapping[Any, Json]) -> Json:
     operation: Json = {
         "operationId": route.name,
         "summary": route.summary.partition("\n")[0],
@@ -102,7 +96,7 @@ def _operation(route: Route, schemas: Mapping[tuple[Any, Mode], Json]) -> Json:
         "x-scope": route.scope,
     }
     if route.body is not None:
-        schema = schemas[route.body, "validation"] if isinstance(route.body, type) else {"type": "object"}
+        schema = schemas[route.body] if isinstance(route.body, type) else {"type": "object"}
         types = (MERGE_PATCH, JSON) if route.method == "PATCH" else (JSON,)
         operation["requestBody"] = {"required": True, "content": {each: {"schema": schema} for each in types}}
     return operation
@@ -132,13 +126,13 @@ def _header_parameters(headers: Mapping[str, str]) -> Iterator[Json]:
         yield {"name": name, "in": "header", "description": about, "schema": {"type": "string"}}
 
 
-def _response(shape: Any, schemas: Mapping[tuple[Any, Mode], Json]) -> Json:
+def _response(shape: Any, schemas: Mapping[Any, Json]) -> Json:
     if shape is None:
         return {"description": "Done."}
     if isinstance(shape, Text):
         return {"description": "A stream.", "content": {each: {"schema": {"type": "string"}} for each in shape.types}}
     item = _item(shape)
-    schema = schemas[item, "serialization"] if isinstance(item, type | UnionType) else {"type": "object"}
+    schema = schemas[item] if isinstance(item, type | UnionType) else {"type": "object"}
     return {
         "description": "A page." if get_origin(shape) is list else "The object.",
         "content": {JSON: {"schema": _page(schema) if get_origin(shape) is list else schema}},
@@ -174,14 +168,14 @@ def possible(route: Route) -> list[type[BranchdError]]:
     return found
 
 
-def _problems(route: Route, schemas: Mapping[tuple[Any, Mode], Json]) -> Json:
+def _problems(route: Route, schemas: Mapping[Any, Json]) -> Json:
     by_status: dict[int, list[str]] = {}
     for error in possible(route):
         meaning = problems.meaning(error)
         slugs = by_status.setdefault(meaning.status, [])
         if meaning.slug not in slugs:
             slugs.append(meaning.slug)
-    content = {problems.MEDIA_TYPE: {"schema": schemas[Problem, "validation"]}}
+    content = {problems.MEDIA_TYPE: {"schema": schemas[Problem]}}
     return {
         str(status): {"description": "Problem: " + ", ".join(slugs), "content": content}
         for status, slugs in sorted(by_status.items())

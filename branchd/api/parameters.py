@@ -6,7 +6,6 @@ A form tells how a text becomes a value, and the JSON schema of the text. What a
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from multidict import MultiMapping
 
 from branchd.core.errors import Fault, Invalid
+from branchd.core.value import Value
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -35,14 +35,12 @@ class Unfit(ValueError):
         self.hint = hint
 
 
-@dataclass(frozen=True, slots=True)
-class Form(Generic[T]):
+class Form(Value, Generic[T]):
     parse: Callable[[str], T]  #: Unfit says what is wrong
     schema: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Parameter(Generic[T]):
+class Parameter(Value, Generic[T], eq=False):
     """`T` is what a handler gets: of a repeatable one the tuple of all."""
 
     name: str

@@ -6,7 +6,6 @@ for each slug. No traceback leaves: what was not foreseen is logged under an id,
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -14,6 +13,7 @@ from aiohttp import web
 
 from branchd.core import errors
 from branchd.core.errors import BranchdError, Fault, Invalid
+from branchd.core.value import Value
 from branchd.wire import json
 from branchd.wire.decode import encode
 
@@ -94,8 +94,7 @@ class Internal(BranchdError):
         self.id = id
 
 
-@dataclass(frozen=True, slots=True)
-class Meaning:
+class Meaning(Value):
     status: int
     slug: str
     title: str
@@ -140,8 +139,7 @@ MEANINGS: Mapping[type[BranchdError], Meaning] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Value):
     """RFC 9457, with the faults of each field, and a hint of what to do."""
 
     type: str

@@ -4,7 +4,6 @@ What is done with a request before its handler sees it stands in edge.py.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from branchd.branch.mesh.neighbours import Neighbours
 from branchd.branch.service import Service
 from branchd.core.access import Principal, Scope
 from branchd.core.errors import BranchdError
+from branchd.core.value import Value
 
 T = TypeVar("T")
 
@@ -44,8 +44,7 @@ class About(Enum):
         return self not in {About.HERE, About.DEFINITION}
 
 
-@dataclass(frozen=True, slots=True)
-class House:
+class House(Value):
     """What handlers work with; one a server."""
 
     service: Service
@@ -55,8 +54,7 @@ class House:
     document: Callable[[], bytes]  #: the OpenAPI document
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Value):
     """One request, authenticated, allowed, and its parts decoded."""
 
     house: House
@@ -84,20 +82,18 @@ class Call:
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(Value):
     """Answers that are no JSON object: their media types."""
 
     types: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Value):
     method: str
     path: str  #: aiohttp's and OpenAPI's notation: /v1/apps/{app}
     scope: Scope | None  #: the least that a principal needs; None: anybody, without a token
     handler: Handler
-    returns: Mapping[int, Any]  #: by status: a dataclass, list[dataclass] for a page of them, Text, or None
+    returns: Mapping[int, Any]  #: by status: a Value, list[Value] for a page of them, Text, or None
     body: Any  #: the type that the document shows; None: takes no body
     query: Mapping[str, Parameter[Any]]
     headers: Mapping[str, str]  #: request headers with a meaning here, and which

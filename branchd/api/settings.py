@@ -1,16 +1,15 @@
 """What an operator sets of the HTTP server, and what a listener's text means. Nothing is opened here."""
 
 import ipaddress
-from dataclasses import dataclass
 
 from branchd.core.errors import Fatal
+from branchd.core.value import Value
 
 #: the prefix that tells a path of a unix socket from HOST:PORT
 UNIX = "unix:"
 
 
-@dataclass(frozen=True, slots=True)
-class HttpSettings:
+class HttpSettings(Value):
     """[http] of the configuration, and socket_group of [auth]."""
 
     listen: tuple[str, ...]  #: each unix:PATH, HOST:PORT, [IPV6]:PORT or :PORT
@@ -23,16 +22,14 @@ class HttpSettings:
     socket_group: str = "branchd"  #: its members may connect to the unix socket, and operate
 
 
-@dataclass(frozen=True, slots=True)
-class UnixListener:
+class UnixListener(Value):
     path: str
 
     def __str__(self) -> str:
         return UNIX + self.path
 
 
-@dataclass(frozen=True, slots=True)
-class TcpListener:
+class TcpListener(Value):
     host: str
     port: int  #: 0: any free one
 

@@ -5,8 +5,9 @@ own stays that, whoever writes it, until an operator publishes it or adopts the 
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from branchd.branch.definitions import MOST, check_name, declared
 from branchd.branch.fleet import Fleet, expect_new

@@ -6,11 +6,13 @@ Ids are given here and committed with the change that they tell of, so a reader 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from branchd.branch.ports import Store
 from branchd.branch.records import EventRecord
+from branchd.core.value import Value
 
 #: events that one subscriber may lag behind; one that does not read is let go
 BACKLOG = 1000
@@ -22,15 +24,13 @@ CHUNK = 500
 KEPT = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Reset:
+class Reset(Value):
     """What was asked for is no longer kept, or never was: read the present state, and go on from here."""
 
     last: int
 
 
-@dataclass(slots=True, eq=False)
-class _Subscriber:
+class _Subscriber(Struct, eq=False):
     queue: asyncio.Queue[EventRecord | None] = field(default_factory=lambda: asyncio.Queue(BACKLOG + 1))
     lost: bool = False
 

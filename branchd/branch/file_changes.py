@@ -4,7 +4,8 @@
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+
+from msgspec.structs import replace
 
 from branchd.branch.definitions import declared
 from branchd.branch.file_definitions import body
@@ -24,12 +25,12 @@ from branchd.core.differences import Action, Item, Thing, field_changes
 from branchd.core.errors import Fault
 from branchd.core.file_apps import FileApp
 from branchd.core.spec import Wanted
+from branchd.core.value import Value
 from branchd.core.values import Key
 from branchd.wire.decode import encode
 
 
-@dataclass(frozen=True, slots=True)
-class Present:
+class Present(Value):
     """What this branch has of an app."""
 
     app: AppRecord | None  #: its own definition; None where there is none, or only the neighbourhood's
@@ -37,16 +38,14 @@ class Present:
     instances: Mapping[str, InstanceRecord]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Value):
     item: Item
     changes: tuple[Change, ...] = ()
     event: Told | None = None
     removes: bool = False  #: something that is here is stopped and deleted by it
 
 
-@dataclass(frozen=True, slots=True)
-class AppChange:
+class AppChange(Value):
     """One app: what is told of it, and what to commit, all at once."""
 
     app: str

@@ -8,11 +8,12 @@ goes on. What a difference consists of is decided in file_changes.py.
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import structlog
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from branchd.branch.file_changes import AppChange, Present, compare, goes_along, release
 from branchd.branch.file_definitions import Read, faults
@@ -26,14 +27,14 @@ from branchd.core.differences import Item, Thing
 from branchd.core.errors import BranchdError, Conflict, Fault, Invalid, NotFound
 from branchd.core.file_apps import FileDefinitions
 from branchd.core.spec import Unusable, Wanted
+from branchd.core.value import Value
 from branchd.core.values import Key
 from branchd.wire.resources import StepState
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Value):
     """Between the files and what was applied of them."""
 
     added: tuple[str, ...] = ()  #: apps
@@ -44,8 +45,7 @@ class Difference:
     files: tuple[str, ...] = ()  #: that were read
 
 
-@dataclass(slots=True)
-class _Look:
+class _Look(Struct):
     """What the files said at one moment, against what is here then."""
 
     found: FileDefinitions

@@ -8,10 +8,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from branchd.branch.events import EventLog, Reset
 from branchd.branch.journal import Journal
@@ -22,9 +22,9 @@ from branchd.branch.view import render_event
 from branchd.core.errors import BranchdError, StorageFailed
 from branchd.core.lifecycle import State
 from branchd.core.spec import Hook, Hooks
+from branchd.core.value import Value
 from branchd.core.values import Key
 from branchd.wire import json
-from branchd.wire.decode import encode
 
 log = structlog.get_logger(__name__)
 
@@ -39,8 +39,7 @@ MOST_WAITING = 1000
 END_PATIENCE = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Telling:
+class _Telling(Value):
     name: str
     hook: Hook
     event: EventRecord
@@ -119,7 +118,7 @@ class HookRunner:
 
     async def _tell(self, telling: _Telling) -> None:
         event, hook = telling.event, telling.hook
-        body = json.dumps(encode(render_event(event))) + b"\n"
+        body = json.dumps(render_event(event)) + b"\n"
         try:
             launch = None
             if hook.command:

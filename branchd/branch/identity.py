@@ -13,8 +13,9 @@ Pure decisions; the marks are read by adapters/identity.py.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from enum import StrEnum
+
+from msgspec.structs import replace
 
 from branchd.branch.records import Change, Put, Remember, RemoveInstance, Snapshot
 from branchd.core.errors import Fatal

@@ -4,7 +4,8 @@ environment and where its output goes. Whether and when it is started is the sup
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from branchd.branch.ports import Process, Start
 from branchd.branch.world import World
@@ -12,7 +13,6 @@ from branchd.core.errors import SpawnFailed
 from branchd.core.spec import Spec, Unusable, launched_with
 from branchd.core.values import Exit, Key, Launch, QueueDeclaration
 from branchd.wire import json
-from branchd.wire.decode import encode
 
 Queues = tuple[QueueDeclaration, ...] | None
 
@@ -29,7 +29,7 @@ class Launching:
     def digest(self, spec: Spec) -> str:
         """Of what a process is started with: while it is the same, no restart is due. Asked for at every turn."""
         if self._digested is None or self._digested[0] is not spec:
-            self._digested = spec, hashlib.sha256(json.dumps(encode(launched_with(spec)))).hexdigest()
+            self._digested = spec, hashlib.sha256(json.dumps(launched_with(spec))).hexdigest()
         return self._digested[1]
 
     async def start(self, spec: Spec, queues: Queues, nonce: str, on_exit: Callable[[Exit], None]) -> Process:

@@ -6,8 +6,9 @@ other's; what may be written is said in definitions.py and apps.py, and how the 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from branchd.branch.records import (
     AppRecord,
@@ -27,6 +28,7 @@ from branchd.core.errors import FileOwned, Invalid, NotFound
 from branchd.core.faults import name_fault, queue_fault
 from branchd.core.spec import ABSENCE, MOST_REPLICAS
 from branchd.core.stamps import Entry, EntryKind, Stamp
+from branchd.core.value import Value
 from branchd.core.values import QueueDeclaration
 from branchd.wire.decode import decode, encode
 
@@ -223,8 +225,7 @@ class Layers:
         return (Put(replace(app_of(entry), stamp=None)), *map(Put, self.queues_of(app).values()))
 
 
-@dataclass(frozen=True, slots=True)
-class _AppValue:
+class _AppValue(Value):
     spec: Mapping[str, Any]
     generation: int
     created_at: float  #: seconds since 1970

@@ -7,9 +7,9 @@ draining"), and its work begins again as a new operation.
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 
 import structlog
+from msgspec import Struct, field
 
 from branchd.core.access import Principal
 from branchd.core.errors import BranchdError, Conflict, NotFound
@@ -21,8 +21,7 @@ log = structlog.get_logger(__name__)
 KEPT = 100
 
 
-@dataclass(slots=True, eq=False)
-class Progress:
+class Progress(Struct, eq=False):
     """What the work of an operation tells of itself as it goes."""
 
     steps: dict[str, Step] = field(default_factory=dict)
@@ -38,8 +37,7 @@ class Progress:
 Work = Callable[[Progress], Awaitable[None]]
 
 
-@dataclass(slots=True, eq=False)
-class _Running:
+class _Running(Struct, eq=False):
     id: str
     kind: str
     by: str

@@ -5,8 +5,9 @@ The adapters and the fakes under tests/ pass the same conformance suites (tests/
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from msgspec import field
 
 from branchd.branch.records import Change, EventRecord, Snapshot
 from branchd.core.access import Principal
@@ -14,6 +15,7 @@ from branchd.core.findings import Finding
 from branchd.core.machine import ProcessFacts
 from branchd.core.reconcile import Work
 from branchd.core.spec import Hook, Limits, Logs, Probe, Spec, StopStep
+from branchd.core.value import Value
 from branchd.core.values import Exit, Identity, Key, Launch, QueueDeclaration, Stream
 from branchd.wire.agent import Heartbeat
 from branchd.wire.resources import ConditionView
@@ -38,8 +40,7 @@ class Process(Protocol):
         """What the kernel counts of the whole tree, as far as it does: memory (bytes), cpu_seconds, tasks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Value):
     """A process that was to be started, and of which no more is known."""
 
     key: Key
@@ -87,8 +88,7 @@ class Processes(Protocol):
         """Those that are asked for and cannot be enforced here, by name, and why; what asks for them starts without."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lines:
+class Lines(Value):
     """Which lines of a log are asked for: those that meet all of it."""
 
     tail: int | None = None  #: the last so many of them; None: all
@@ -98,8 +98,7 @@ class Lines:
     offset: int | None = None  #: of the first byte that may be in them
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Value):
     """Some of a log. Offsets count its bytes from the first one that was ever written, whatever was deleted since."""
 
     data: bytes  #: none where only `end` or a gap is told
@@ -209,8 +208,7 @@ class Channel(Protocol):
     def connected(self, pid: int) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Value):
     """One start of one instance: all that a driver needs to know to plan it."""
 
     key: Key
@@ -311,8 +309,7 @@ class Claim(Protocol):
         """Gives it up. Unavailable unless the broker says that it was held until now."""
 
 
-@dataclass(frozen=True, slots=True)
-class BusState:
+class BusState(Value):
     connected: bool
     where: str = ""  #: the broker, without its password
     why: str = ""  #: why it is not connected, in words that say what to do
@@ -359,8 +356,7 @@ class Bus(Protocol):
         """Conflict where somebody else is claiming it now; Unavailable."""
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(Value):
     """An answer of the API: its body comes as it is asked for."""
 
     status: int

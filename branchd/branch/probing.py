@@ -6,10 +6,10 @@ timer where nothing is asked for.
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from branchd.branch.world import World
 from branchd.core.errors import SpawnFailed, Unavailable

@@ -6,9 +6,9 @@ supervisor's.
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import structlog
+from msgspec.structs import replace
 
 from branchd.branch.journal import Journal
 from branchd.branch.records import Put, RunRecord

@@ -4,18 +4,19 @@ Times named `*_at` are seconds since 1970 (for people); others are seconds since
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import field
 
 from branchd.core.lifecycle import Machine
 from branchd.core.stamps import Entry, EntryKind, Stamp
+from branchd.core.value import Value
 from branchd.core.values import Exit, Identity, Key, QueueDeclaration
 
 Raw = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class AppRecord:
+class AppRecord(Value):
     name: str
     spec: Raw  #: as given; secrets in the clear, which is why the state folder is 0700
     generation: int = 1
@@ -24,22 +25,19 @@ class AppRecord:
     source: str = ""  #: path of the file that it is defined in; empty: it was made over the API
 
 
-@dataclass(frozen=True, slots=True)
-class QueueRecord:
+class QueueRecord(Value):
     app: str
     queue: QueueDeclaration
 
 
-@dataclass(frozen=True, slots=True)
-class AuthoredRecord:
+class AuthoredRecord(Value):
     """That an operator of this very branch wrote the app so, in whichever layer; what others write never changes it."""
 
     app: str
     digest: str  #: of the spec, as core/definitions.py makes it
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(Value):
     """That this branch was chosen for the instance, and by which request."""
 
     request: str  #: id of the request
@@ -49,8 +47,7 @@ class Placed:
     waiting: bool = False  #: a replacement, for whose name its elder stands until it hands it over
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceRecord:
+class InstanceRecord(Value):
     key: Key
     spec: Raw
     generation: int = 1
@@ -61,8 +58,7 @@ class InstanceRecord:
     replica: bool = False  #: pinned, and made because its app wants so many
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
+class RunRecord(Value):
     """The automaton of an instance and its process, as last committed."""
 
     key: Key
@@ -79,8 +75,7 @@ class RunRecord:
     last_words: tuple[str, ...] = ()  #: FATAL: the end of what the process wrote
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRecord:
+class TokenRecord(Value):
     id: str
     name: str
     digest: str  #: SHA-256 of the token, hexadecimal; tokens are 256 random bits, so no salt and no stretching
@@ -89,8 +84,7 @@ class TokenRecord:
     expires_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EventRecord:
+class EventRecord(Value):
     id: int
     at: float
     type: str  #: such as "instance.state"
@@ -99,8 +93,7 @@ class EventRecord:
     data: Raw = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class OutcomeRecord:
+class OutcomeRecord(Value):
     """What became of a request to create, so that asking again makes nothing twice."""
 
     request: str  #: its id: of the principal and the Idempotency-Key, else random
@@ -122,67 +115,57 @@ Record = (
 REQUEST = "request"
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(Value):
     """Insert, or replace what has the same key."""
 
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveApp:
+class RemoveApp(Value):
     """With its queues."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveAuthored:
+class RemoveAuthored(Value):
     app: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveQueue:
+class RemoveQueue(Value):
     app: str
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveEntry:
+class RemoveEntry(Value):
     kind: EntryKind
     app: str
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveInstance:
+class RemoveInstance(Value):
     """With its run."""
 
     key: Key
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveToken:
+class RemoveToken(Value):
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveOutcome:
+class RemoveOutcome(Value):
     """As if the request had never come."""
 
     request: str
 
 
-@dataclass(frozen=True, slots=True)
-class Remember:
+class Remember(Value):
     """A fact about the branch itself."""
 
     name: str
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class Expire:
+class Expire(Value):
     """Forget old outcomes and events.
 
     Outcomes older than `outcomes_before` (seconds since 1970) whose instance is no more; all but the newest `events` of
@@ -199,8 +182,7 @@ Change = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Value):
     """Everything at start, each list in the order of its keys. Events stay in the store."""
 
     branch_id: str

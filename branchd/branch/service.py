@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -31,7 +32,7 @@ from branchd.core.access import Principal
 from branchd.core.capacity import capacity
 from branchd.core.diagnosis import Diagnosis, Level, definition_files, root_without_default_user
 from branchd.core.diagnosis import mesh as diagnose
-from branchd.core.errors import SpawnFailed, StorageFailed
+from branchd.core.errors import SpawnFailed, StorageFailed, Unavailable
 from branchd.core.machine import MachineFacts, machine
 from branchd.core.peers import BranchState
 from branchd.wire.agent import Heartbeat
@@ -44,6 +45,8 @@ log = structlog.get_logger(__name__)
 
 #: seconds between two clean-ups of old outcomes and events
 EXPIRE_EVERY = 600.0
+#: seconds that a change waits for the branch to have begun; adopting takes a few of them at most
+BEGUN_WITHIN = 30.0
 
 
 class Service:
@@ -89,6 +92,7 @@ class Service:
         self._hooks = HookRunner(world.teller, self.events, self._journal, self._fleet.find)
         self._started_at = timestamp(world.wall())
         self._timer: asyncio.TimerHandle | None = None
+        self._begun = asyncio.Event()
         self._why_not_ready = "starting: looking for what an earlier daemon left"
 
     async def begin(self) -> None:
@@ -106,6 +110,7 @@ class Service:
         if self.mesh is not None:
             await self.mesh.begin()
         self._why_not_ready = ""
+        self._begun.set()
         self.files.begin()
         self._replicas.begin()
         self._expire()
@@ -190,6 +195,18 @@ class Service:
     @property
     def ready(self) -> bool:
         return not self._why_not_ready
+
+    async def take(self) -> None:
+        """For whoever asks for a change: returns when changes are taken, at once or as soon as begin() is through.
+
+        Unavailable where that takes too long, and when the branch ends.
+        """
+        if not self._begun.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BEGUN_WITHIN):
+                    await self._begun.wait()
+        if not self.ready:
+            raise Unavailable(self._why_not_ready)
 
     def problems(self) -> list[str]:
         return [self._why_not_ready] if self._why_not_ready else []

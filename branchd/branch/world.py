@@ -1,16 +1,17 @@
 """What every part of the daemon is given: the ports, the clocks and chance. Put together once, by the cli room."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import field
 
 from branchd.branch.ports import Channel, Driver, Host, LogFiles, Prober, Processes, Store, Teller
 from branchd.core.access import Scope
 from branchd.core.admission import Guards
 from branchd.core.spec import Kind
+from branchd.core.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(Value):
     processes: Processes
     logs: LogFiles
     store: Store
@@ -24,8 +25,7 @@ class World:
     chance: Callable[[], float]  #: uniform in [0, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Policies:
+class Policies(Value):
     """What the branch's own configuration says about its instances."""
 
     name: str  #: of the branch

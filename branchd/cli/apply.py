@@ -63,7 +63,7 @@ def apply(
     found = _read(source)
 
     async def work() -> Exit:
-        from branchd.cli.applying import carry_out, plan  # noqa: PLC0415  # for start-up time: it brings pydantic
+        from branchd.cli.applying import carry_out, plan  # noqa: PLC0415  # start-up time
 
         client = session.client()
         made = await plan(client, found, application, prune=prune)

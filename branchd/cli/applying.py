@@ -6,8 +6,10 @@ never shown: what has one is written again, which changes nothing where it is th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from branchd.branch.file_definitions import body, faults
 from branchd.branch.world import Policies
@@ -19,6 +21,7 @@ from branchd.core.errors import Fault, Invalid
 from branchd.core.file_apps import FileApp, FileDefinitions
 from branchd.core.merge import hide, merge
 from branchd.core.spec import LAUNCHED, Pool
+from branchd.core.value import Value
 
 #: the label of what was made here; its value is the name of the application
 LABEL = "branchd.apply"
@@ -30,8 +33,7 @@ _LAUNCHED_LOGS = frozenset({"logs.stderr", "logs.to", "logs.format"})
 Tell = Callable[[Item, str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(Value):
     """One app, queue or instance, as it is to be."""
 
     item: Item
@@ -45,8 +47,7 @@ class Write:
         return bool(self.item.fields) or self.old is None
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(Struct):
     apps: list[Write] = field(default_factory=list)
     queues: list[Write] = field(default_factory=list)
     instances: list[Write] = field(default_factory=list)

@@ -5,7 +5,6 @@ What came of one is told as soon as those before it are told, so that the order 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 import click
 
@@ -15,6 +14,7 @@ from branchd.cli.selectors import Found, Selection, at, find, label
 from branchd.cli.session import explain
 from branchd.client import BranchdClient, Object
 from branchd.core.errors import BranchdError
+from branchd.core.value import Value
 
 #: requests under way at once
 MOST_AT_ONCE = 50
@@ -23,8 +23,7 @@ MOST_AT_ONCE = 50
 MOST_NAMED = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Value):
     form: str  #: of the output
     instances: Sequence[Object]
     name: Callable[[Object], str] = label

@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING
 
 import structlog
+from msgspec.structs import replace
 
 import branchd.agent
 from branchd import __version__
@@ -49,6 +49,7 @@ from branchd.core.access import Principal
 from branchd.core.admission import Guards
 from branchd.core.errors import Fatal, StorageFailed
 from branchd.core.spec import Kind
+from branchd.core.value import Value
 from branchd.drivers.celery import CeleryDriver
 from branchd.drivers.command import CommandDriver
 
@@ -65,8 +66,7 @@ AGENT_SOCKET = "agent.sock"
 TELL_EVERY = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
+class _Ended(Value):
     how: Ending
     sockets: tuple[Given, ...] = ()  #: after RELOAD, that listen for the next image
 

@@ -9,10 +9,11 @@ import re
 import socket
 import string
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
+
+from msgspec import field
 
 from branchd.api.settings import HttpSettings, TcpListener, UnixListener, parse_listener
 from branchd.cli import places
@@ -22,6 +23,7 @@ from branchd.core.access import Scope
 from branchd.core.errors import Fatal, Fault, Invalid
 from branchd.core.faults import name_fault
 from branchd.core.spec import size_in_bytes
+from branchd.core.value import Value
 from branchd.wire.decode import decode
 
 #: the kernel's limit for the path of a unix socket is 108 bytes with the NUL
@@ -42,8 +44,7 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(Value):
     name: str = "localhost"  #: by default the name of the machine
     state: Path = Path("/var/lib/branchd")  #: not for root: XDG_STATE_HOME/branchd
     run: Path = Path("/run/branchd")  #: sockets; not for root: XDG_RUNTIME_DIR/branchd, else STATE/run
@@ -57,8 +58,7 @@ class Branch:
     log_level: LogLevel = LogLevel.INFO
 
 
-@dataclass(frozen=True, slots=True)
-class Http:
+class Http(Value):
     listen: tuple[str, ...] = (places.ADDRESS,)  #: as written; by default unix:RUN/api.sock too
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -68,25 +68,25 @@ class Http:
     supervisor_door: bool = False  #: serves supervisord's XML-RPC at /RPC2
 
 
-@dataclass(frozen=True, slots=True)
-class Auth:
+class Auth(Value):
     socket_group: str = "branchd"  #: its members may operate over the unix socket
     allow_users: tuple[str, ...] | None = None  #: users that instances may run as; None: any
     default_user: str | None = None  #: of instances that name none; None: the daemon's own
     peer_scope: Scope = Scope.OPERATE  #: what other branches may do here
 
 
-@dataclass(frozen=True, slots=True)
-class Mesh:
+class Mesh(Value):
     #: URL, or several of one cluster joined by ";"; it has a password
-    broker: str | None = field(default=None, repr=False)
+    broker: str | None = None
     neighbourhood: str = "branchd"
     key_file: Path | None = None
     broker_file: Path | None = None  #: the broker's URL stands in it
 
+    def __repr__(self) -> str:
+        return f"Mesh({self.neighbourhood!r})"
 
-@dataclass(frozen=True, slots=True)
-class Config:
+
+class Config(Value):
     branch: Branch
     http: Http
     auth: Auth

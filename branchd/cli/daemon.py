@@ -61,8 +61,7 @@ def configuration(command: Command) -> Command:
 def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: Path | None, **flags: Any) -> None:
     """Run the daemon until it is told to stop."""
     gc.disable()  # a start makes little but what stays; when it is ready compose.py has it collected again
-    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # else it reads the metadata of every installed package
-    from branchd.adapters.handover import Handover, receive
+    from branchd.adapters.handover import Handover, hold_signals, receive
     from branchd.branch.identity import Answer
     from branchd.cli import refusal
     from branchd.cli.compose import run as run_daemon
@@ -81,6 +80,7 @@ def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: P
             rehearsed(config, rehearse)
             return
         folder = config.branch.run
+        hold_signals()  # until they are handled: a reload that is asked for this early would end it
         code = run_daemon(config, handover, answer)
     except BranchdError as error:
         _explain(error)
@@ -207,7 +207,7 @@ def _load(
 
 def _lines(config: "Config") -> list[str]:
     """As TOML, with where each value came from where that is not the default."""
-    from dataclasses import fields
+    from msgspec.structs import fields
 
     from branchd.core.brokers import shown
     from branchd.wire.decode import encode

@@ -52,7 +52,7 @@ def _unreachable(session: Session, error: Unreachable) -> Object:
     cure = cure if error.denied else HOW_TO_START
     findings = [{"check": "daemon", "level": "failure", "detail": f"no daemon answers: {error.detail}", "cure": cure}]
     if session.folder is not None:
-        from dataclasses import asdict
+        from msgspec.structs import asdict
 
         from branchd.cli import refusal
         from branchd.core.diagnosis import refused

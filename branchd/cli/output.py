@@ -9,11 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from branchd.core.value import Value
 
 if TYPE_CHECKING:
     from branchd.client import Object
@@ -37,8 +38,7 @@ _STYLES: Mapping[str, Mapping[str, Any]] = {
 _NOTHING = "-"
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(Value):
     title: str
     text: "Callable[[Object], Any]"
     wide: bool = False  #: only in the wide table

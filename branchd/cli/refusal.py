@@ -6,12 +6,12 @@ A start that succeeds removes it. Whoever may pass the run folder can read it: i
 import contextlib
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from branchd.core.errors import BranchdError, Invalid
+from branchd.core.value import Value
 from branchd.wire import json
-from branchd.wire.decode import decode, encode
+from branchd.wire.decode import decode
 
 FILE = "refused.json"
 
@@ -19,8 +19,7 @@ FILE = "refused.json"
 _LONGEST = 256 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Value):
     at: float  #: seconds since 1970
     detail: str
     cures: tuple[str, ...]  #: what to do, a line each; of a wrong configuration its faults
@@ -45,7 +44,7 @@ def leave(folder: Path, error: BranchdError) -> None:
             beside.unlink()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(beside, flags, 0o644), "wb") as file:
-            file.write(json.dumps(encode(Refusal(time.time(), detail, cures))))
+            file.write(json.dumps(Refusal(time.time(), detail, cures)))
         beside.rename(folder / FILE)
 
 

@@ -9,11 +9,11 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from branchd.client import ApiProblem, BranchdClient, Object
 from branchd.core.errors import BranchdError, NotFound
+from branchd.core.value import Value
 
 _PATTERN = re.compile(r"(?:(?P<branch>[^/:\s]+)/)?(?:(?P<app>[^/:\s]+):)?(?P<name>[^/:\s]+)")
 _WILD = frozenset("*?[")
@@ -27,8 +27,7 @@ class Uncertain(BranchdError):
     """Nothing matches, and not all branches have answered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(Value):
     text: str
     branch: str  #: empty: on whichever there is one
     app: str
@@ -57,8 +56,7 @@ class Pattern:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Value):
     patterns: tuple[Pattern, ...] = ()  #: any of them; none: all
     labels: tuple[tuple[str, str], ...] = ()  #: and each of these
     states: frozenset[str] = frozenset()  #: and one of these
@@ -72,8 +70,7 @@ class Selection:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Value):
     instances: Sequence[Object]
     unreachable: Sequence[str] = ()  #: branches that did not answer: theirs are not among them
 

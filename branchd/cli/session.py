@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from branchd.cli.exits import Exit, code
 from branchd.cli.output import incomplete, neutral
 from branchd.client import ApiProblem, BranchdClient, Unreachable
 from branchd.core.errors import BranchdError, Invalid
+from branchd.core.value import Value
 
 T = TypeVar("T")
 
@@ -28,8 +28,7 @@ HOW_TO_PROVE_IT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(Value):
     url: str | None  #: as given
     run: Path | None  #: as given
     token: str | None

@@ -8,9 +8,10 @@ import difflib
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from branchd.core.errors import Fault
 
@@ -18,8 +19,7 @@ from branchd.core.errors import Fault
 Table = dict[str, dict[str, Any]]
 
 
-@dataclass(slots=True)
-class Settings:
+class Settings(Struct):
     """What was said so far; a later layer beats an earlier one key by key."""
 
     #: the keys that each section has, with how to read one from the text of a variable

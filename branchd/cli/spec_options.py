@@ -6,10 +6,10 @@ Flags beat the JSON field by field. There is none for `broker`: the password in 
 import difflib
 import json
 from collections.abc import Callable
-from dataclasses import fields as fields_of
 from typing import Any, TextIO
 
 import click
+from msgspec.structs import fields as fields_of
 
 from branchd.cli.options import Command, bounds, pair
 from branchd.client import Object

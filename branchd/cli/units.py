@@ -3,8 +3,9 @@
 Nothing is installed, and systemd is not asked. What the units' commands do stands in adapters/service_manager.py.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from branchd.core.value import Value
 
 
 class Profile(StrEnum):
@@ -13,8 +14,7 @@ class Profile(StrEnum):
     USER = "user"  #: of somebody's own service manager: systemctl --user
 
 
-@dataclass(frozen=True, slots=True)
-class Commands:
+class Commands(Value):
     """Command lines without arguments."""
 
     branchd: str = "/usr/bin/branchd"

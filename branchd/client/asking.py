@@ -5,12 +5,12 @@ problem. Which endpoints there are stands in client.py, how a request is carried
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 from branchd.client.connection import Answer, Endpoint, exchange
 from branchd.client.errors import ApiProblem
+from branchd.core.value import Value
 
 #: an object of the API, in the shapes of wire/resources.py
 Object = dict[str, Any]
@@ -19,8 +19,7 @@ Object = dict[str, Any]
 PAGE = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Asking:
+class Asking(Value):
     """Every method raises ApiProblem when the API says no, and Unreachable when no whole answer came."""
 
     endpoint: Endpoint

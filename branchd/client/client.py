@@ -1,6 +1,6 @@
 """The API's endpoints as methods: plain JSON values in and out, as /v1/openapi.json tells them.
 
-No dataclasses and no pydantic: a caller gets what the API said, and starts fast. A list comes whole, its pages joined.
+No Values: a caller gets what the API said, also what a newer one adds. A list comes whole, its pages joined.
 How the API is asked, and what an answer becomes, stands in asking.py.
 """
 

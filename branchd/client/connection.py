@@ -8,12 +8,12 @@ breaks. What the API means stands in asking.py.
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import h11
 
 from branchd.client.errors import Unreachable
+from branchd.core.value import Value
 
 #: seconds for the connection to be made
 CONNECT_TIMEOUT = 5.0
@@ -27,8 +27,7 @@ PIECE = 64 << 10
 _CUT = "the connection was closed before the answer was complete"
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Value):
     """Where an API is; exactly one of `host` and `path` is set."""
 
     url: str

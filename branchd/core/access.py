@@ -1,7 +1,8 @@
 """Who asks, and what they may do. How somebody proves who they are is the edge's business."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from branchd.core.value import Value
 
 
 class Scope(StrEnum):
@@ -16,8 +17,7 @@ class Scope(StrEnum):
         return order.index(self) >= order.index(other)
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
+class Principal(Value):
     name: str  #: such as "uid:0", "token:ci"
     scope: Scope
     via: str | None = None  #: the branch that carried the request here; None: it came to this one's own API

@@ -5,10 +5,12 @@ judged here: pinned ones always run, which is why more may be reserved than ther
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 
+from msgspec import field
+
 from branchd.core.capacity import Capacity
+from branchd.core.value import Value
 
 
 class Reason(StrEnum):
@@ -36,8 +38,7 @@ class Reason(StrEnum):
 FINAL = frozenset({Reason.NAME_TAKEN, Reason.UNSURE, Reason.TOMBSTONE, Reason.MISMATCH, Reason.ENDED})
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(Value):
     """Question; Room. What an instance would take."""
 
     app: str
@@ -46,8 +47,7 @@ class Probe:
     spread: str | None = None  #: a label, over whose values the app's instances are to be spread
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(Value):
     slots: int
     reserved: int
     load: float  #: per core, of the last minute; decides between equals
@@ -55,14 +55,12 @@ class Room:
     obstacle: str = ""  #: why it takes nothing, in words; empty when it would
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Value):
     reason: Reason
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Guards:
+class Guards(Value):
     """Limits of the host beyond which it takes nothing, whatever its slots say. They refuse and never rank."""
 
     memory_available: float = 0.05  #: least share of the memory
@@ -82,8 +80,7 @@ class Guards:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Value):
     """How a branch stands as it judges. The host's figures may be a second old; the capacity may not."""
 
     capacity: Capacity  #: reserved: by all its instances, pinned ones and those that are being taken included

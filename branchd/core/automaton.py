@@ -14,12 +14,14 @@ out as effects.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from msgspec.structs import replace
 
 from branchd.core.lifecycle import Effect, Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol
 from branchd.core.restart import Again, Done, GiveUp, decide
 from branchd.core.spec import Wanted
+from branchd.core.value import Value
 from branchd.core.values import Exit
 
 
@@ -56,8 +58,7 @@ class Answer(StrEnum):
     NEVER = "never: it depends on itself"
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(Value):
     to: State
     does: tuple[Do, ...] = ()
     then: Question | None = None  #: whose answer says where to go on from there

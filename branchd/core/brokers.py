@@ -4,11 +4,11 @@ One URL, or several joined by ";": ways to reach one and the same cluster. Nothi
 """
 
 import re
-from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from branchd.core.errors import Fatal
 from branchd.core.merge import HIDDEN
+from branchd.core.value import Value
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 SCHEMES = (*PORTS, "filesystem")
@@ -25,15 +25,14 @@ _PASSWORD = re.compile(r"^([a-z][a-z0-9+.-]*://[^:@/?#]*):.*@", re.IGNORECASE | 
 _EXAMPLE = 'such as "amqps://branchd:password@broker.example/branchd" or "filesystem:///srv/branchd/mesh"'
 
 
-@dataclass(frozen=True, slots=True)
-class Broker:
+class Broker(Value):
     """Where a broker of AMQP is and who we are there."""
 
     scheme: str
     host: str
     port: int
     user: str
-    password: str = field(repr=False)
+    password: str
     vhost: str
     cacertfile: str | None = None  #: None: the machine's authorities
     certfile: str | None = None
@@ -43,12 +42,15 @@ class Broker:
     def address(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    def __repr__(self) -> str:
+        return f"Broker({self})"
+
     def __str__(self) -> str:
+        """Without its password."""
         return f"{self.scheme}://{self.address}/{quote(self.vhost, safe='')}"
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Value):
     """A folder in the place of a broker, for branches of one machine."""
 
     path: str

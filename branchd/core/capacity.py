@@ -5,14 +5,14 @@ Pinned instances are never refused, so more may be reserved than there are slots
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from branchd.core.value import Value
 
 #: slots for each CPU where the configuration gives no number: workers wait for I/O most of the time
 SLOTS_PER_CPU = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
+class Capacity(Value):
     slots: int
     reserved: int
 

@@ -4,10 +4,12 @@ Where the facts come from is the caller's; nothing here looks at anything.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 
+from msgspec import field
+
 from branchd.core.errors import Fault
+from branchd.core.value import Value
 
 #: seconds that a clock may be away from the median of the neighbourhood; above it definitions are not written: a clock
 #: that is ahead would win over what is written later elsewhere
@@ -20,16 +22,14 @@ class Level(StrEnum):
     FAILURE = "failure"
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(Value):
     check: str  #: its name
     level: Level
     detail: str
     cure: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Failures:
+class Failures(Value):
     """What went wrong in the background of one part of the daemon, and nobody expected."""
 
     part: str  #: a word for operators
@@ -40,8 +40,7 @@ class Failures:
         return Failures(self.part, self.count + 1, f"{type(error).__name__}: {error}"[:500])
 
 
-@dataclass(frozen=True, slots=True)
-class MeshFacts:
+class MeshFacts(Value):
     """Of a branch that has a broker."""
 
     connected: bool

@@ -5,11 +5,11 @@ cli/applying.py's (`branchctl apply`). Pure.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from branchd.core.merge import hide
+from branchd.core.value import Value
 
 Raw = Mapping[str, Any]
 
@@ -29,15 +29,13 @@ class Action(StrEnum):
     RESTART = "restart"  #: its process runs with something else than its definition says
 
 
-@dataclass(frozen=True, slots=True)
-class FieldChange:
+class FieldChange(Value):
     field: str  #: such as "env.STAGE"
     before: Any  #: JSON value; None: it was not there
     after: Any  #: None: it goes
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Value):
     """What is to be done with one app, queue or instance."""
 
     thing: Thing

@@ -6,8 +6,9 @@ without a look at the others. Which maps there are is not said here.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+
+from branchd.core.value import Value
 
 #: all 256 digests are 5 kB in a message; of 10,000 branches about 40 share a bucket
 BUCKETS = 256
@@ -26,8 +27,7 @@ def bucket(key: str) -> int:
     return point(key) % BUCKETS
 
 
-@dataclass(frozen=True, slots=True)
-class Digests:
+class Digests(Value):
     values: tuple[int, ...] = (0,) * BUCKETS
 
     def replace(self, key: str, before: str | None, after: str | None) -> "Digests":

@@ -3,11 +3,10 @@
 Nothing here knows of HTTP or of exit codes.
 """
 
-from dataclasses import dataclass
+from branchd.core.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Value):
     """One thing wrong with what was given: where (RFC 6901 pointer), what, and what to do."""
 
     pointer: str

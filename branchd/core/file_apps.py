@@ -1,16 +1,17 @@
 """Apps as files define them: values, which nobody has judged yet. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import field
+
 from branchd.core.errors import Fault
+from branchd.core.value import Value
 
 Raw = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class FileApp:
+class FileApp(Value):
     """One app of one file; nothing of it is checked yet but that tables are tables."""
 
     name: str
@@ -24,8 +25,7 @@ class FileApp:
         return f"{self.source}: [{'.'.join(('apps', self.name, *steps))}]"
 
 
-@dataclass(frozen=True, slots=True)
-class FileDefinitions:
+class FileDefinitions(Value):
     apps: Mapping[str, FileApp] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()  #: of reading: pointers name file and table
     files: tuple[str, ...] = ()  #: that were read

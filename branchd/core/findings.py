@@ -1,31 +1,28 @@
 """What watching a process leads to: values that a driver's monitor returns and the supervisor acts on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from branchd.core.value import Value
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+
+class Ready(Value):
     """It does its work now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unhealthy:
+class Unhealthy(Value):
     """It must be killed and started again."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(Value):
     """Send it this command."""
 
     command: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Renew:
+class Renew(Value):
     """It must be restarted by its stop plan: it lives, but does not do what it should."""
 
     reason: str

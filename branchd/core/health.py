@@ -4,8 +4,9 @@ The broker being down is never a reason to restart a worker, and a task that hol
 it has lasted longer than the operator allows: restarting either loses work and helps nobody.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from branchd.core.value import Value
 
 #: seconds between two heartbeats of the agent
 PERIOD = 2.0
@@ -26,8 +27,7 @@ class Phase(StrEnum):
     STOPPING = "stopping"
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(Value):
     phase: Phase
     silent_for: float  #: seconds since the last heartbeat
     cpu_moves: bool  #: the process has used CPU time since it fell silent
@@ -37,20 +37,17 @@ class Observation:
     stall_limit: float  #: seconds that a task may hold the interpreter
 
 
-@dataclass(frozen=True, slots=True)
-class Healthy:
+class Healthy(Value):
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(Value):
     """Not well, and a restart would not help."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Hung:
+class Hung(Value):
     """To be killed and started again."""
 
     reason: str

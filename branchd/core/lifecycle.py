@@ -6,11 +6,11 @@ STOPPING" needs no state of its own.
 Only values live here. What follows from what is the automaton's (automaton.py).
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from branchd.core.ordering import Hold
 from branchd.core.spec import Restart, StopStep, Wanted
+from branchd.core.value import Value
 from branchd.core.values import Exit
 
 
@@ -46,8 +46,7 @@ class Symbol(StrEnum):
     DEPENDENCY = "dependency"  #: what it waits for has changed: it became ready, FATAL, or came to be at all
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Value):
     symbol: Symbol
     run: int = 0  #: which process it speaks of; of a restart: which one it is to replace
     exit: Exit = Exit()
@@ -55,30 +54,26 @@ class Event:
     ours: bool = False  #: spawn-failed: the fault is the machine's or the daemon's
 
 
-@dataclass(frozen=True, slots=True)
-class Spawn:
+class Spawn(Value):
     """Start process number `run`."""
 
     run: int
 
 
-@dataclass(frozen=True, slots=True)
-class Signal:
+class Signal(Value):
     """Send this signal to the main process, only to it."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(Value):
     """Kill the whole tree."""
 
 
 Effect = Spawn | Signal | Kill
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Value):
     """All that the automaton knows of one instance. Times are seconds since boot."""
 
     state: State = State.STOPPED
@@ -94,8 +89,7 @@ class Machine:
     reason: str = ""  #: why it is in this state, in words
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Value):
     """What the spec says about restarts and about stopping; and about starting, as those stand that it depends on."""
 
     restart: Restart

@@ -4,9 +4,11 @@ As in diagnosis.py, nothing is looked at here: facts are handed in.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import field
 
 from branchd.core.diagnosis import Diagnosis, Level
+from branchd.core.value import Value
 
 #: descriptors that the daemon uses itself
 OWN_DESCRIPTORS = 100
@@ -17,8 +19,7 @@ DESCRIPTORS_EACH = 3
 LITTLE_DISK = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessFacts:
+class ProcessFacts(Value):
     """What the kernel lets the daemon do with processes."""
 
     cgroups: bool = True  #: each instance has a control group of its own
@@ -30,8 +31,7 @@ class ProcessFacts:
     open_files: int = 1 << 20  #: the daemon's limit
 
 
-@dataclass(frozen=True, slots=True)
-class MachineFacts:
+class MachineFacts(Value):
     processes: ProcessFacts
     instances: int
     disk_free: float  #: of the state's disk, 0 to 1

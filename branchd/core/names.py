@@ -1,10 +1,9 @@
 """Two branches that hold one name: which of them keeps it, and how often the holders ask each other."""
 
-from dataclasses import dataclass
+from branchd.core.value import Value
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Holding:
+class Holding(Value, order=True):
     """Of two the lesser stays: the earlier one, as far as clocks tell; the rest only makes all agree."""
 
     accepted_at: float  #: seconds since 1970, by the clock of the branch that accepted it

@@ -5,18 +5,17 @@ Names and counts alone; when something is told of it, and to whom, is branch/ord
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from itertools import chain, islice
 
+from branchd.core.value import Value
 from branchd.core.values import Key
 
 #: dependencies that a reason names; of more it says that there are others
 MOST_NAMED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Every:
+class Every(Value):
     """All instances of an app, of which there must be one at least: `APP:*`."""
 
     app: str
@@ -61,8 +60,7 @@ _TROUBLE = {
 _CURE = "change that, then start it"
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(Value):
     """Why an instance may not be started now; `for_ever`: because it waits for itself."""
 
     reason: str

@@ -4,10 +4,12 @@ What is believed of them stands in roster.py, how they are watched in presence.p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 
+from msgspec import field
+
 from branchd.core.faults import NAME
+from branchd.core.value import Value
 from branchd.core.values import Key
 
 #: incarnations, sequences and slots: what a store and a JSON reader can count
@@ -20,8 +22,7 @@ MOST_ENDED = 1 << 52
 MOST_LABELS, LONGEST = 100, 255
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Address:
+class Address(Value, order=True):
     """One life of one branch: its id stays, its boot is drawn at each start of its daemon."""
 
     id: str
@@ -50,8 +51,7 @@ class BranchState(StrEnum):
     CLOSED = "closed"  #: it said that it goes, or nobody holds its inbox
 
 
-@dataclass(frozen=True, slots=True)
-class Announcement:
+class Announcement(Value):
     """What a branch says of itself. The later of two is the one with the higher (incarnation, sequence)."""
 
     id: str
@@ -76,8 +76,7 @@ class Announcement:
         return self.incarnation, self.sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Down:
+class Down(Value):
     """A branch's life that somebody found ended; it refutes with a higher incarnation."""
 
     id: str

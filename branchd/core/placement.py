@@ -10,13 +10,15 @@ Choices in Randomized Load Balancing" (1996); for unequal sizes: Berenbrink and 
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
+
+from msgspec import Struct
 
 from branchd.core.admission import FINAL, Probe, Reason, Refusal, Room
 from branchd.core.books import Books
 from branchd.core.candidates import Fitting
 from branchd.core.errors import BranchdError, Conflict, NoCapacity, NotFound, OutcomeUnknown, Unavailable
+from branchd.core.value import Value
 
 #: so many branches are all asked; then the choice is exactly the one with the most spare capacity
 ALL_ASKED = 8
@@ -41,30 +43,25 @@ TOLD = 20
 # Actions
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Value):
     """Probe these; each is to come back as Answered or Silent."""
 
     branches: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Value):
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Value):
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Value):
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Value):
     error: BranchdError
 
 
@@ -74,22 +71,19 @@ Action = Ask | Offer | Cancel | Done | Failed
 # Events
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Value):
     branch: str
     room: Room
 
 
-@dataclass(frozen=True, slots=True)
-class Silent:
+class Silent(Value):
     """It does not answer the probe."""
 
     branch: str
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Value):
     refusal: Refusal
 
 
@@ -105,8 +99,7 @@ class Sign(Enum):
 Event = Answered | Silent | Refused | Sign
 
 
-@dataclass(slots=True)
-class Asked:
+class Asked(Struct):
     """A branch that was asked."""
 
     id: str
@@ -122,8 +115,7 @@ class Asked:
         return self.silence if self.room is None else self.room.obstacle
 
 
-@dataclass(frozen=True, slots=True)
-class Try:
+class Try(Value):
     """An offer, and what came of it."""
 
     target: str

@@ -3,9 +3,8 @@
 Arithmetic over what is passed in. Asking, waiting and acting on it is branch/probing.py's.
 """
 
-from dataclasses import dataclass
-
 from branchd.core.spec import Probe, Ready
+from branchd.core.value import Value
 
 #: seconds; the second question to a process that starts, doubled for each further one up to STARTING_PERIOD
 FIRST_PAUSE = 0.1
@@ -14,8 +13,7 @@ FIRST_PAUSE = 0.1
 STARTING_PERIOD = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Value):
     """The answers to one probe so far."""
 
     asked: int = 0
@@ -61,8 +59,7 @@ def pause(probe: Probe, row: Row, chance: float, *, ready: bool) -> float:
     return probe.period * chance if row.asked == 0 else probe.period
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Value):
     """Of a process that has not been ready yet."""
 
     age: float  #: seconds since it was started
@@ -73,20 +70,17 @@ class Seen:
     waited: float = 0.0  #: seconds that questions have waited for their turns
 
 
-@dataclass(frozen=True, slots=True)
-class Now:
+class Now(Value):
     """It is ready."""
 
 
-@dataclass(frozen=True, slots=True)
-class Late:
+class Late(Value):
     """It had its time: it is to be restarted."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Value):
     seconds: float | None  #: until time alone makes a difference; None: it never does
 
 

@@ -5,32 +5,28 @@ somebody cancelled by hand) is put right by the same few lines.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from branchd.core.spec import Autoscale
+from branchd.core.value import Value
 from branchd.core.values import QueueDeclaration
 
 
-@dataclass(frozen=True, slots=True)
-class Consume:
+class Consume(Value):
     queue: QueueDeclaration
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Value):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
+class Scale(Value):
     bounds: Autoscale
 
 
 Correction = Consume | Cancel | Scale
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(Value):
     """What a worker is to do. None: whatever it does by itself is right."""
 
     queues: tuple[QueueDeclaration, ...] | None

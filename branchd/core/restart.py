@@ -3,27 +3,23 @@
 Only the decision. Acting on it is the automaton's (automaton.py).
 """
 
-from dataclasses import dataclass
-
 from branchd.core.spec import Restart, RestartPolicy
+from branchd.core.value import Value
 from branchd.core.values import Exit
 
 #: seconds; what the second restart within the window waits for at most, doubled for each further one
 BASE = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
+class Again(Value):
     delay: float  #: seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Value):
     """It ended as it was meant to."""
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(Value):
     times: int
     window: float  #: seconds
 

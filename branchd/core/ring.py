@@ -10,11 +10,11 @@ TRIES * RETRY = 10 s later. What remains, 1 s in both, is for the watcher's look
 
 from bisect import bisect
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
 from branchd.core.digests import point
 from branchd.core.peers import BranchState
 from branchd.core.roster import Member
+from branchd.core.value import Value
 
 #: branches that each one watches: two, so that one of the watchers may fail too
 WATCHED = 2
@@ -33,8 +33,7 @@ RETRY = 1.5
 TRIES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Ring:
+class Ring(Value):
     """Of live and silent branches."""
 
     places: tuple[tuple[int, str, bool], ...]  #: where it stands, its id, whether it is live; in order
@@ -58,8 +57,7 @@ class Ring:
         return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(Value):
     pings: tuple[str, ...]  #: to be pinged now
     missing: tuple[str, ...]  #: pinged TRIES times without a pong
 

@@ -7,11 +7,14 @@ higher incarnation. No sender's clock decides. When which branch is watched and 
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+
+from msgspec import field
+from msgspec.structs import replace
 
 from branchd.core.digests import BUCKETS, Digests, bucket
 from branchd.core.peers import Address, Announcement, BranchState, Down
+from branchd.core.value import Value
 
 #: seconds that an ended branch is shown, for who asks in the morning what was lost at night. For as long again its
 #: incarnation is kept, so that what a straggler says of it does not bring it back for another day.
@@ -21,8 +24,7 @@ _LIVE = (BranchState.UP, BranchState.DRAINING)
 _NOBODY: Mapping[str, "Member"] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Value):
     announcement: Announcement  #: the latest
     since: float  #: when it was first seen in this state, seconds since boot of whose roster this is
     down: Down | None = None  #: of the announcement's incarnation or a higher one
@@ -65,16 +67,14 @@ class Member:
         return f"{known.incarnation}.{known.sequence}.{known.boot} {down and (down.incarnation, down.state.value)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Value):
     """A branch of which no more is known than that it ended."""
 
     down: Down
     since: float
 
 
-@dataclass(frozen=True, slots=True)
-class Roster:
+class Roster(Value):
     buckets: tuple[Mapping[str, Member], ...] = (_NOBODY,) * BUCKETS  #: by id; so that a change copies one in 256
     ended: Mapping[str, Ended] = field(default_factory=dict)
     digests: Digests = field(default_factory=Digests)

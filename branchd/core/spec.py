@@ -6,9 +6,13 @@ a Spec: every field with its default filled in. What makes its values wrong stan
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Literal
+
+from msgspec import field
+from msgspec.structs import fields
+
+from branchd.core.value import Value
 
 _SIZE = re.compile(r"(\d{1,15})\s*(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)?")
 _UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
@@ -60,23 +64,23 @@ class Stderr(StrEnum):
     FILE = "file"
 
 
-@dataclass(frozen=True, slots=True)
-class Secret:
+class Secret(Value):
     """A value of the environment that is never shown again."""
 
-    secret: str = field(repr=False)
+    secret: str
+
+    def __repr__(self) -> str:
+        return "Secret()"
 
 
-@dataclass(frozen=True, slots=True)
-class Autoscale:
+class Autoscale(Value):
     """Bounds of a prefork pool, in processes."""
 
     min: int
     max: int
 
 
-@dataclass(frozen=True, slots=True)
-class Restart:
+class Restart(Value):
     policy: RestartPolicy = RestartPolicy.ALWAYS
     floor: float = 0.0  #: seconds; the least delay, and the delay of the first restart
     ceiling: float = 60.0  #: seconds; the greatest delay
@@ -85,8 +89,7 @@ class Restart:
     expected_exit_codes: tuple[int, ...] = (0,)  #: on-failure: these end it for good
 
 
-@dataclass(frozen=True, slots=True)
-class StopStep:
+class StopStep(Value):
     signal: str  #: a name such as "TERM", sent to the main process only
     patience: float  #: seconds until the next step, or after the last one until the tree is killed
 
@@ -107,8 +110,7 @@ class LogFormat(StrEnum):
     JSON = "json"  #: an object a line: at, stream, line
 
 
-@dataclass(frozen=True, slots=True)
-class Logs:
+class Logs(Value):
     stderr: Stderr = Stderr.JOIN
     rotate_at: Size = "10MiB"
     keep: int = 5  #: archives of each file
@@ -117,8 +119,7 @@ class Logs:
     compress: bool = True  #: archives
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(Value):
     """One question to a running program: exactly one of http, tcp and exec."""
 
     http: str | None = None  #: URL; a GET that is answered with 200 to 399 is a success
@@ -129,8 +130,7 @@ class Probe:
     failures: int = 3  #: in a row, until it counts
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(Value):
     """When a process counts as ready, beside what its kind says."""
 
     after: float = 0.0  #: seconds that it must have lived (supervisord's startsecs); ended before, it never started
@@ -138,22 +138,19 @@ class Ready:
     probe: Probe | None = None  #: must succeed; while it fails later, the instance runs and is not ready
 
 
-@dataclass(frozen=True, slots=True)
-class Hook:
+class Hook(Value):
     """What is told of an event: exactly one of the two."""
 
     command: tuple[str, ...] = ()  #: argv, run as the instance would be, the event as JSON on its standard input
     url: str | None = None  #: is sent the event as JSON in a POST
 
 
-@dataclass(frozen=True, slots=True)
-class Hooks:
+class Hooks(Value):
     on_exit: Hook | None = None  #: a process ended that was wanted up
     on_fatal: Hook | None = None  #: the instance was given up
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Value):
     """What the kernel enforces. memory, cpu and tasks need a cgroup v2 with their controllers."""
 
     memory: Size | None = None  #: of the whole tree; beyond it the kernel kills in it
@@ -166,8 +163,7 @@ class Limits:
     oom_score_adj: int | None = None  #: -1000 to 1000; None: 0, whatever the daemon's is
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(Value):
     kind: Kind = Kind.CELERY
     command: tuple[str, ...] = ()  #: command: argv; never a shell
     application: str | None = None  #: celery: what `celery -A` takes
@@ -204,7 +200,6 @@ class Spec:
     wanted: Wanted = Wanted.UP
 
 
-@dataclass(frozen=True, slots=True)
 class Unusable(Spec):
     """Stands for a spec that was accepted once and is wrong now: by this version, or by the branch's configuration.
 

@@ -5,9 +5,10 @@ parts: milliseconds since 1970 in the upper bits, a counter in the lower 16.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from branchd.core.value import Value
 
 COUNTER_BITS = 16
 
@@ -16,8 +17,7 @@ COUNTER_BITS = 16
 MOST_AHEAD = 24 * 3600.0
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Stamp:
+class Stamp(Value, order=True):
     time: int
     branch: str  #: id of the writer; decides between equal times
 
@@ -32,8 +32,7 @@ class EntryKind(StrEnum):
     QUEUE = "queue"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Value):
     """One shared definition, or its tombstone."""
 
     kind: EntryKind

@@ -5,14 +5,16 @@ Specs stand in spec.py, the states of an instance in lifecycle.py. No behaviour 
 
 import signal  # the names of signals only: nothing is sent from here
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+
+from msgspec import field
 
 from branchd.core.spec import Limits
+from branchd.core.value import Value
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
+class Key(Value, order=True):
     """Which instance: unique on its branch."""
 
     app: str
@@ -22,8 +24,7 @@ class Key:
         return f"{self.app}:{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Value):
     """Which process, for as long as the machine exists: a pid alone is reused, the three together are not."""
 
     boot: str  #: the kernel's random id of this boot
@@ -31,13 +32,12 @@ class Identity:
     started: int  #: clock ticks from boot to the process's start, field 22 of /proc/PID/stat
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(Value):
     """How a process ended: an exit code, or a signal, or neither where nobody could tell."""
 
     code: int | None = None
     signal: int | None = None
-    why: str = field(default="", compare=False)  #: who sent the signal, where that is known; not kept on disk
+    why: str = ""  #: who sent the signal, where that is known; not kept on disk
 
     @property
     def known(self) -> bool:
@@ -53,8 +53,7 @@ class Exit:
         return "exit status unknown" if self.code is None else f"exit code {self.code}"
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(Value):
     """What to execute: made by a driver from a spec, carried out by an adapter."""
 
     argv: tuple[str, ...]  #: argv[0] is looked up in the PATH of `env` when it has no slash
@@ -78,15 +77,14 @@ class Truth(StrEnum):
     UNKNOWN = "Unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class QueueDeclaration:
+class QueueDeclaration(Value):
     """How a queue is declared at the broker; Celery's default is an exchange and a key of the queue's own name."""
 
     name: str
     exchange: str | None = None
     exchange_type: str = "direct"
     routing_key: str | None = None
-    options: Mapping[str, object] = field(default_factory=dict)  #: kombu.Queue's own: durable, queue_arguments, ...
+    options: Mapping[str, Any] = field(default_factory=dict)  #: kombu.Queue's own: durable, queue_arguments, ...
 
 
 def signal_number(name: str) -> int:

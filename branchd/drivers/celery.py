@@ -5,7 +5,6 @@ reports comes here. Facts and traps: docs/celery.md.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -13,6 +12,7 @@ from branchd.core.findings import Finding, Ready, Renew, Tell, Unhealthy
 from branchd.core.health import PERIOD, SILENT, Healthy, Hold, Hung, Observation, Phase, judge
 from branchd.core.reconcile import Cancel, Consume, Scale, Work, reconcile
 from branchd.core.spec import Autoscale, Pool, Spec, StopStep
+from branchd.core.value import Value
 from branchd.core.values import Launch, QueueDeclaration, Truth
 from branchd.drivers.environment import PATH, Place, base_launch
 from branchd.wire import agent
@@ -31,8 +31,7 @@ STOP_PREFORK = (StopStep("TERM", 60.0), StopStep("QUIT", 10.0))
 STOP = (StopStep("TERM", 60.0),)
 
 
-@dataclass(frozen=True, slots=True)
-class CeleryDriver:
+class CeleryDriver(Value):
     agent: str  #: path of the agent's folder, which an interpreter can run
     socket: str  #: path that the agent connects to
     python: str  #: interpreter for specs that name none

@@ -1,18 +1,17 @@
 """What the daemon and the agent in a Celery worker say to each other: JSON objects of at most 64 KiB, over a socket.
 
 The agent (branchd/agent) shares no code with this. It runs beside the user's code, and that can lie: a field may be
-missing, but what is there has the right type and a bounded length, or the whole message is refused. No pydantic here:
-importing it takes longer than all the rest of this.
+missing, but what is there has the right type and a bounded length, or the whole message is refused.
 
 agent to daemon: {"type": "heartbeat", ...} and {"type": "reply", "id", "ok" | "error"};
 daemon to agent: {"type": "command", "id", "op", ...}, made here without the id, which the channel adds.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from branchd.core.health import Phase
+from branchd.core.value import Value
 from branchd.core.values import QueueDeclaration
 from branchd.wire import json
 
@@ -32,8 +31,7 @@ QUEUES = 1000
 LARGEST = 2**53
 
 
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
+class Heartbeat(Value):
     """A worker about itself."""
 
     phase: Phase = Phase.BOOT
@@ -49,8 +47,7 @@ class Heartbeat:
     error: str | None = None  #: what the broker connection failed with last, until it is up
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Value):
     """A worker's answer to the command with this id."""
 
     id: int

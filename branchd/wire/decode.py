@@ -1,67 +1,43 @@
-"""JSON values to dataclasses, every fault at once; and dataclasses to JSON values.
+"""JSON values to the Values of core and of this room, every fault at once; and back to JSON values.
 
-pydantic does the work, over the plain dataclasses of core and of this room. Here stands what is ours: how its errors
-become faults with pointers and hints, and that a value's meaning is checked even where some of its fields have the
-wrong type: the wrong ones are left out and the rest is judged.
+msgspec does the work, strictly: "1" is not 1, and true is not 1. It stops at the first thing that is wrong. So what it
+refuses is walked through here, for faults with pointers and hints; and a value's meaning is checked even where some of
+its fields have the wrong type: the wrong ones are left out and the rest is judged.
 """
 
-import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic_core import ErrorDetails, ValidationError, to_jsonable_python
+import msgspec
 
 from branchd.core.errors import Fault, Invalid
 from branchd.wire import json
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
 T = TypeVar("T")
-
-#: No coercion: "1" is not 1, and true is not 1.
-_STRICT = {"strict": True, "extra": "forbid"}
 
 #: faults reported of one request; what sends more than these is not a person
 MOST_FAULTS = 100
 
-
-@cache
-def adapter(kind: Any) -> "TypeAdapter[Any]":
-    """Built on first use and kept: building one costs milliseconds."""
-    from pydantic import TypeAdapter  # noqa: PLC0415  # start-up time: branchctl seldom needs it
-
-    _forbid_extra(kind)
-    return TypeAdapter(kind)
-
-
-def _forbid_extra(kind: Any, seen: frozenset[Any] = frozenset()) -> None:
-    """Makes pydantic refuse unknown fields in this dataclass and in those that its fields name."""
-    if kind in seen:
-        return
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        kind.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]  # pydantic's way to configure a plain dataclass
-        for item in dataclasses.fields(kind):
-            _forbid_extra(item.type, seen | {kind})
-    for argument in getattr(kind, "__args__", ()):
-        _forbid_extra(argument, seen)
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
 
 def decode(kind: type[T], value: Any, judge: Callable[[T], list[Fault]] = lambda _: []) -> T:
-    """The dataclass, or Invalid with every fault: of types, of unknown fields, and what `judge` finds in the rest."""
-    reader: TypeAdapter[T] = adapter(kind)  # type: ignore[arg-type]  # mypy holds a type variable's class unhashable
+    """The Value, or Invalid with every fault: of types, of unknown fields, and what `judge` finds in the rest."""
     try:
-        decoded = reader.validate_json(json.dumps(value))
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_context=True)
-        faults = _unique([_fault(kind, value, detail) for detail in details])
+        decoded = _convert(value, kind)
+    except msgspec.ValidationError:
+        found = list(islice(_faults(kind, value, ()), MOST_FAULTS))
+        faults = [Fault("".join(f"/{_escaped(part)}" for part in path), *words) for path, words in found]
         if isinstance(value, Mapping):
-            wrong = {detail["loc"][0] for detail in details if detail["loc"]}
+            wrong = {path[0] for path, _ in found if path}
             try:
-                rest = reader.validate_json(json.dumps({k: v for k, v in value.items() if k not in wrong}))
-            except ValidationError:
+                rest = _convert({name: item for name, item in value.items() if name not in wrong}, kind)
+            except msgspec.ValidationError:
                 pass  # required fields are missing: there is no rest to judge
             else:
                 faults += judge(rest)
@@ -72,54 +48,96 @@ def decode(kind: type[T], value: Any, judge: Callable[[T], list[Fault]] = lambda
 
 
 def encode(value: Any) -> Any:
-    """The dataclass as plain JSON values."""
-    return to_jsonable_python(value)
+    """The Value as plain JSON values."""
+    return msgspec.to_builtins(value, str_keys=True, enc_hook=json.plain)
 
 
-def _unique(faults: list[Fault]) -> list[Fault]:
-    """One fault a place: a union reports the same place once for each of its branches."""
-    return list({fault.pointer: fault for fault in reversed(faults)}.values())[::-1]
+def _convert(value: Any, kind: type[T]) -> T:
+    return msgspec.convert(value, kind, dec_hook=_read)
 
 
-def _fault(kind: type, value: Any, detail: ErrorDetails) -> Fault:
-    path = _path(detail, value)
-    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
-    match detail["type"]:
-        case "unexpected_keyword_argument":
-            return Fault(pointer, "unknown field", _suggestion(kind, path))
-        case "missing" | "missing_argument":
-            return Fault(pointer, "this field is required")
-        case "enum" | "literal_error":
-            expected = str(detail.get("ctx", {}).get("expected", ""))
-            return Fault(pointer, f"{_short(detail['input'])} is not known", f"one of {expected}" if expected else "")
-        case "dataclass_type" | "dict_type":
-            return Fault(pointer, f"{_short(detail['input'])} is not an object")
-        case _:
-            return Fault(pointer, f"{_short(detail['input'])}: {_lower(detail['msg'])}")
+def _read(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"{value!r} is not a {kind.__name__}")
 
 
-def _path(detail: ErrorDetails, value: Any) -> list[str]:
-    """Only what the sender wrote, and the name of what he left out: pydantic also names the branches of a union."""
-    path = []
-    for part in detail["loc"]:
-        inside = part in value if isinstance(value, Mapping) else isinstance(value, list) and isinstance(part, int)
-        if inside:
-            value = value[part]
-            path.append(str(part))
-    return [*path, str(detail["loc"][-1])] if detail["type"] in ("missing", "missing_argument") else path
+def _faults(kind: Any, value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[str, str]]]:
+    """The places in a value that are not of their kind, each with what is wrong there and a hint."""
+    choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    match value:
+        case dict():
+            for choice in choices:
+                if isinstance(choice, type) and issubclass(choice, msgspec.Struct):
+                    yield from _faults_of_fields(choice, value, path)
+                    return
+                if isinstance(get_origin(choice), type) and issubclass(get_origin(choice), Mapping):
+                    for name, item in value.items():
+                        yield from _faults(get_args(choice)[1], item, (*path, name))
+                    return
+        case list() | tuple():
+            for choice in choices:
+                if get_origin(choice) in (tuple, list):
+                    for index, item in enumerate(value):
+                        yield from _faults(get_args(choice)[0], item, (*path, str(index)))
+                    return
+    try:
+        _convert(value, kind)
+    except msgspec.ValidationError:
+        yield path, _misfit(choices, value)
 
 
-def _suggestion(kind: type, path: list[str]) -> str:
-    top = dataclasses.is_dataclass(kind) and len(path) == 1
-    names = [item.name for item in dataclasses.fields(kind)] if top else []
-    close = difflib.get_close_matches(path[-1], names, 1)
-    return f"did you mean {close[0]}?" if close else "see /v1/openapi.json for the fields"
+def _faults_of_fields(
+    kind: type[msgspec.Struct], value: Mapping[str, Any], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], tuple[str, str]]]:
+    hints = get_type_hints(kind)
+    fields = msgspec.structs.fields(kind)
+    names = [field.name for field in fields]
+    for name, item in value.items():
+        if name in names:
+            yield from _faults(hints[name], item, (*path, name))
+        else:
+            close = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {close[0]}?" if close else "see /v1/openapi.json for the fields"
+            yield (*path, name), ("unknown field", hint)
+    for field in fields:
+        if field.required and field.name not in value:
+            yield (*path, field.name), ("this field is required", "")
+
+
+def _misfit(choices: tuple[Any, ...], value: Any) -> tuple[str, str]:
+    """What is wrong with a value that is of none of these kinds, and a hint."""
+    choices = tuple(choice for choice in choices if choice is not NoneType)
+    words = _either(list(dict.fromkeys(map(_words, choices))))
+    if isinstance(value, str) and all(map(_items, choices)):
+        return f"{_short(value)} is not known", f"one of {words}"
+    return f"{_short(value)} is not {words}", ""
+
+
+def _items(choice: Any) -> list[str]:
+    """The texts that a kind consists of, if it does."""
+    if get_origin(choice) is Literal:
+        return [item for item in get_args(choice) if isinstance(item, str)]
+    return [str(item.value) for item in choice] if isinstance(choice, type) and issubclass(choice, Enum) else []
+
+
+def _words(choice: Any) -> str:
+    if items := _items(choice):
+        return _either([repr(item) for item in items])
+    if choice in _WORDS:
+        return _WORDS[choice]
+    return "a list" if get_origin(choice) in (tuple, list) else "an object"
+
+
+def _either(items: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
+
+
+def _escaped(part: str) -> str:
+    """As RFC 6901 writes a name in a pointer."""
+    return part.replace("~", "~0").replace("/", "~1")
 
 
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

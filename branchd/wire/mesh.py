@@ -1,4 +1,4 @@
-"""The messages between branches, as values: one dataclass a message. link.py carries them, sealing.py protects them.
+"""The messages between branches, as values: one Value a message. link.py carries them, sealing.py protects them.
 
 A *question* is answered with one of the messages that its docstring names; a *statement* is not answered. Bytes are
 base64 text. Every message is decoded strictly; what does not fit is dropped and counted.
@@ -6,14 +6,16 @@ base64 text. Every message is decoded strictly; what does not fit is dropped and
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import field
 
 from branchd.core.access import Scope
 from branchd.core.admission import Probe, Refusal, Room
 from branchd.core.faults import NAME
 from branchd.core.peers import LONGEST, Address, Announcement, Down, credible
 from branchd.core.stamps import Entry
+from branchd.core.value import Value
 
 #: bytes of one piece of a carried answer
 CHUNK = 256 << 10
@@ -22,40 +24,34 @@ CHUNK = 256 << 10
 # Presence
 
 
-@dataclass(frozen=True, slots=True)
-class Announce:
+class Announce(Value):
     """Statement to all: here I am."""
 
     announcement: Announcement
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(Value):
     """Statement to all: the sender finds these ended."""
 
     downs: tuple[Down, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(Value):
     """Question; Pong."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pong:
+class Pong(Value):
     """It is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(Value):
     """Question; Differences. The digests of the buckets of both maps, hexadecimal."""
 
     roster: tuple[str, ...]
     definitions: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Differences:
+class Differences(Value):
     """What the answering branch has in the buckets that differ, and which they are."""
 
     announcements: tuple[Announcement, ...]
@@ -66,8 +62,7 @@ class Differences:
     ages: Mapping[str, float] = field(default_factory=dict)  #: of branches that ended, by id: seconds since then
 
 
-@dataclass(frozen=True, slots=True)
-class Fill:
+class Fill(Value):
     """Statement: what the asking branch has in those buckets."""
 
     announcements: tuple[Announcement, ...]
@@ -76,8 +71,7 @@ class Fill:
     ages: Mapping[str, float] = field(default_factory=dict)  #: as in Differences
 
 
-@dataclass(frozen=True, slots=True)
-class Wrote:
+class Wrote(Value):
     """Statement to all: definitions as they were just written."""
 
     entries: tuple[Entry, ...]
@@ -86,8 +80,7 @@ class Wrote:
 # Placement; Probe, Room and Refusal stand in core/admission.py, which judges by them
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Value):
     """Question; Accepted or Refusal."""
 
     request: str  #: the request's id: one at one target makes one instance
@@ -102,27 +95,23 @@ class Offer:
     origin: str = ""  #: of a move: the request that first made it
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(Value):
     instance: Mapping[str, Any]  #: the API's resource
     made: bool  #: False: an earlier offer of the same request was accepted
     owner: Address | None = None  #: who has it; None: the branch that answers
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Value):
     """Question; Cancelled. Durable, also for a request that never arrives."""
 
     request: str
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(Value):
     """The request makes nothing there, now or later."""
 
 
-@dataclass(frozen=True, slots=True)
-class Handover:
+class Handover(Value):
     """Question; Here. The replacement of a moving instance takes the name's messages from now on."""
 
     app: str
@@ -132,8 +121,7 @@ class Handover:
 # Whereabouts: asked of the keys `i.app:name` (placed) and `n.app:name` (pinned)
 
 
-@dataclass(frozen=True, slots=True)
-class WhereIs:
+class WhereIs(Value):
     """Question to a key; Here."""
 
     app: str
@@ -141,8 +129,7 @@ class WhereIs:
     held: bool = False  #: the asking branch has one of that name itself
 
 
-@dataclass(frozen=True, slots=True)
-class Here:
+class Here(Value):
     branch: str  #: the name of the branch
     request: str  #: id of the request that made it; "" for a pinned one
     digest: str
@@ -151,16 +138,14 @@ class Here:
     origin: str = ""  #: the request that first made it, where that was on another branch; as whose it may be asked for
 
 
-@dataclass(frozen=True, slots=True)
-class Knock:
+class Knock(Value):
     """Statement to a key: that it is routed is all that the sender wants to know."""
 
 
 # Requests of the API, carried to the branch that they are for
 
 
-@dataclass(frozen=True, slots=True)
-class Carried:
+class Carried(Value):
     """Question; Reply or Unserved. Never carried further."""
 
     method: str
@@ -171,37 +156,32 @@ class Carried:
     scope: Scope
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Value):
     status: int
     headers: Mapping[str, str]
     body: str  #: base64: all of it, or its first piece
     stream: str | None  #: the name under which the rest is pulled; None: that is all
 
 
-@dataclass(frozen=True, slots=True)
-class Unserved:
+class Unserved(Value):
     """Nothing was begun of it."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pull:
+class Pull(Value):
     """Question; Piece. The next piece; waits a few seconds where there is none yet, and then it is empty."""
 
     stream: str
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Value):
     body: str  #: base64
     end: bool
     broken: bool = False  #: the end came too early: what was pulled is not whole
 
 
-@dataclass(frozen=True, slots=True)
-class HangUp:
+class HangUp(Value):
     """Statement: the rest is not wanted."""
 
     stream: str

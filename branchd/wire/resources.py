@@ -1,17 +1,19 @@
-"""What the API shows, as values: one dataclass a resource. The OpenAPI document is made from these types.
+"""What the API shows, as values: one Value a resource. The OpenAPI document is made from these types.
 
 Times are RFC 3339 texts in UTC, sizes bytes, durations seconds.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from msgspec import field
+
 from branchd.core.access import Scope
 from branchd.core.lifecycle import State
 from branchd.core.spec import Kind, Wanted
+from branchd.core.value import Value
 from branchd.core.values import Truth
 
 
@@ -31,15 +33,13 @@ class ConditionType(StrEnum):
     DEFINITION_CONFLICT = "DefinitionConflict"  #: of an app: this branch's own differs from the neighbourhood's
 
 
-@dataclass(frozen=True, slots=True)
-class ConditionView:
+class ConditionView(Value):
     type: ConditionType
     status: Truth
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LastExit:
+class LastExit(Value):
     """How the process before this one ended; both None where nobody could tell."""
 
     code: int | None
@@ -47,8 +47,7 @@ class LastExit:
     at: str
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Value):
     state: State
     wanted: Wanted
     reason: str  #: why it is not simply running; empty when there is nothing to say
@@ -63,8 +62,7 @@ class Status:
     conditions: tuple[ConditionView, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(Value):
     app: str
     name: str
     branch: str
@@ -78,8 +76,7 @@ class Instance:
     source: str = ""  #: the file that defines it; empty: the API made it
 
 
-@dataclass(frozen=True, slots=True)
-class AskedBranch:
+class AskedBranch(Value):
     """What a branch answered when it was asked for room; the figures are null where it did not answer."""
 
     branch: str
@@ -90,14 +87,12 @@ class AskedBranch:
     answer: str  #: why it would not take the instance; empty where it would
 
 
-@dataclass(frozen=True, slots=True)
-class OfferedBranch:
+class OfferedBranch(Value):
     branch: str
     result: str  #: "accepted", or what else came of it
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(Value):
     """Why an instance is where it is, as the branch that placed it saw it; or why it is nowhere."""
 
     app: str
@@ -109,8 +104,7 @@ class Explanation:
     outcome: str
 
 
-@dataclass(frozen=True, slots=True)
-class App:
+class App(Value):
     name: str
     generation: int
     created_at: str
@@ -120,8 +114,7 @@ class App:
     source: str = ""  #: as of an instance
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(Value):
     app: str
     name: str
     exchange: str
@@ -130,8 +123,7 @@ class Queue:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class QueueBody:
+class QueueBody(Value):
     """How a queue is declared, as given. Without exchange and routing key: of the queue's own name."""
 
     exchange: str | None = None
@@ -140,8 +132,7 @@ class QueueBody:
     options: Mapping[str, Any] = field(default_factory=dict)  #: kombu.Queue's own: durable, queue_arguments, ...
 
 
-@dataclass(frozen=True, slots=True)
-class Consumer:
+class Consumer(Value):
     """That an instance consumes from a queue: wanted by its spec, and what its worker says it does."""
 
     queue: str
@@ -149,15 +140,13 @@ class Consumer:
     consuming: bool | None  #: None: the worker does not say
 
 
-@dataclass(frozen=True, slots=True)
-class AutoscaleView:
+class AutoscaleView(Value):
     min: int
     max: int
     actual: int | None  #: processes in the pool now, as the worker says
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(Value):
     """Sampled when asked for."""
 
     pid: int | None
@@ -170,8 +159,7 @@ class Stats:
     worker: Mapping[str, Any] | None = None  #: what the Celery worker says of itself
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(Value):
     id: str
     name: str
     state: str
@@ -200,15 +188,13 @@ class StepState(StrEnum):
     KEPT = "kept"  #: left as it was
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Value):
     name: str
     state: StepState
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(Value):
     """Long work: its steps in the order in which they are taken."""
 
     id: str
@@ -222,8 +208,7 @@ class Operation:
     steps: tuple[Step, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Value):
     id: str
     name: str
     scope: Scope
@@ -232,15 +217,13 @@ class Token:
     token: str | None = None  #: only in the answer to its creation
 
 
-@dataclass(frozen=True, slots=True)
-class WhoAmI:
+class WhoAmI(Value):
     principal: str
     scope: Scope
     branch: str
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Value):
     id: int
     at: str
     type: str

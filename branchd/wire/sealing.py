@@ -21,7 +21,6 @@ import hashlib
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import lru_cache
 from itertools import count
@@ -31,8 +30,10 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from msgspec.structs import force_setattr
 
 from branchd.core.peers import Address
+from branchd.core.value import Value
 
 #: of the form of a sealed message and of what is in it (mesh.py): branches with another one do not understand each
 #: other, and count what they hear as of another version
@@ -101,8 +102,7 @@ class Rejected(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(Value):
     sender: Address
     body: bytes
 
@@ -116,21 +116,22 @@ class Seal(Protocol):
         """Rejected. `target`: what this message must have been sealed for."""
 
 
-@dataclass(frozen=True, slots=True)
-class NeighbourhoodKey:
+class NeighbourhoodKey(Value):
     """Whoever has it is a branch of the neighbourhood."""
 
-    secret: bytes = field(repr=False)  #: KEY_SIZE random bytes
-    id: str = field(init=False)  #: 8 hexadecimal digits that follow from the secret and do not tell it
+    secret: bytes  #: KEY_SIZE random bytes
+    id: str = ""  #: 8 hexadecimal digits that follow from the secret and do not tell it; never given
 
     def __post_init__(self) -> None:
         if len(self.secret) != KEY_SIZE:
             raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(self.secret)}")
-        object.__setattr__(self, "id", hashlib.sha256(b"branchd key id" + self.secret).hexdigest()[:8])
+        force_setattr(self, "id", hashlib.sha256(b"branchd key id" + self.secret).hexdigest()[:8])
+
+    def __repr__(self) -> str:
+        return f"NeighbourhoodKey({self.id})"
 
 
-@dataclass(frozen=True, slots=True)
-class KeyRing:
+class KeyRing(Value):
     """One key, or two while the neighbourhood changes from one to the other. The first seals, all open."""
 
     keys: tuple[NeighbourhoodKey, ...]

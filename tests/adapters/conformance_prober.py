@@ -1,7 +1,9 @@
 """What every Prober must do; run for the real one and for the fake by test_probes.py."""
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from branchd.branch.ports import Prober
 from branchd.core.spec import Probe

@@ -6,10 +6,11 @@ import os
 import signal
 import time
 import uuid
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import pytest
+from msgspec.structs import replace
 
 from branchd.branch.ports import Lost, Process, Processes
 from branchd.core.errors import SpawnFailed

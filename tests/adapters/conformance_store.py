@@ -3,12 +3,12 @@
 import asyncio
 import tempfile
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from branchd.branch.ports import Store
 from branchd.branch.records import (

@@ -1,7 +1,9 @@
 """What every Teller must do; run for the real one and for the fake by test_hooks.py."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from branchd.branch.ports import Teller
 from branchd.core.spec import Hook

@@ -9,12 +9,12 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import amqp
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from msgspec.structs import replace
 
 from branchd.adapters.amqp import AmqpBus
 from branchd.core.brokers import Broker, parse

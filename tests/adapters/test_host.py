@@ -6,10 +6,10 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from branchd.adapters import proc
 from branchd.adapters.host import LocalHost

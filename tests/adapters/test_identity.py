@@ -1,10 +1,10 @@
 """What a state folder is known by, and that a copy joins no neighbourhood before somebody says what it is."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from branchd.adapters.identity import file_system, marks
 from branchd.adapters.store import SqliteStore

@@ -1,8 +1,15 @@
 """Health, who asks, branches, tokens."""
 
+import asyncio
+
+import aiohttp
+import pytest
+
 from branchd.api.server import Server
+from branchd.api.settings import HttpSettings
 from branchd.branch.service import Service
-from tests.api.conftest import Api, House
+from branchd.core.errors import Unavailable
+from tests.api.conftest import COMMAND, Api, House
 
 
 async def test_health_needs_no_token(api: Api) -> None:
@@ -10,10 +17,35 @@ async def test_health_needs_no_token(api: Api) -> None:
     assert (await api("GET", "/readyz", token=None)).json == {"status": "ok"}
 
 
-async def test_a_branch_that_still_adopts_is_alive_but_not_ready_and_takes_no_changes(
-    house: House, api: Api, branch: Service, server: Server
+async def test_a_branch_that_still_adopts_is_alive_and_what_is_to_change_waits_until_it_has(house: House) -> None:
+    service = house.service()
+    server = Server(service, HttpSettings(listen=("127.0.0.1:0",)))
+    await server.start()
+    async with aiohttp.ClientSession() as session:
+        api = Api(server.addresses[0], session)
+        assert (await api("GET", "/healthz", token=None)).status == 200
+        assert (await api("GET", "/readyz", token=None)).slug == "unavailable"
+        change = asyncio.create_task(api("PUT", "/v1/apps/shop", COMMAND))
+        assert (await api("GET", "/v1/apps")).json["items"] == []
+        assert not change.done()
+        await service.begin()
+        assert (await change).status == 201
+    await server.stop()
+    await service.end()
+    await house.logs.close()
+
+
+async def test_a_branch_that_never_has_adopted_says_so_to_who_waits(
+    house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await branch.end()  # as before begin(), and as while it stops
+    monkeypatch.setattr("branchd.branch.service.BEGUN_WITHIN", 0.01)
+    with pytest.raises(Unavailable, match="an earlier daemon"):
+        await house.service().take()
+    await house.logs.close()
+
+
+async def test_a_branch_that_ends_is_alive_but_not_ready_and_takes_no_changes(api: Api, branch: Service) -> None:
+    await branch.end()
     assert (await api("GET", "/healthz", token=None)).status == 200
     answer = await api("GET", "/readyz", token=None)
     assert (answer.status, answer.slug) == (503, "unavailable")

@@ -1,10 +1,10 @@
 """Every operation at every branch: found, carried, answered, and told where it cannot be."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from branchd.api import forwarding
 from branchd.core.errors import NoAnswer, NoCapacity, OutcomeUnknown

@@ -1,10 +1,10 @@
 """Long work, doctor and explain: who may ask for it, through which branch, and what is refused."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from branchd.branch.ending import Ending
 from branchd.branch.service import Service

@@ -1,9 +1,9 @@
 """Instances in trouble: given up by us, being deleted, restarted while down, or defined by what is valid no more."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from branchd.branch.records import InstanceRecord, Put
 from branchd.branch.watch import Watch

@@ -2,9 +2,9 @@
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from branchd.branch.layers import Layers, app_entry
 from branchd.branch.records import AppRecord

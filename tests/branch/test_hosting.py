@@ -1,9 +1,9 @@
 """The target of an offer: never above its slots, never twice, on disk before it is answered."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from branchd.branch.layers import tombstone
 from branchd.branch.records import AppRecord, InstanceRecord, OutcomeRecord, Put, RemoveInstance

@@ -1,9 +1,9 @@
 """Who waits for whom, over fakes: starts that wait for what they depend on, priorities, and the end of all in order."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from branchd.branch.records import InstanceRecord, Put
 from branchd.core.errors import Invalid

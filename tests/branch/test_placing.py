@@ -3,11 +3,12 @@
 import asyncio
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from branchd.branch.mesh import placing
 from branchd.branch.mesh.link import Link

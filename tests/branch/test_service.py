@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from branchd.branch.records import InstanceRecord, Put, RunRecord
 from branchd.core.errors import Conflict, Invalid, NotFound, SpawnFailed, Stale, StorageFailed

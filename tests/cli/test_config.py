@@ -2,11 +2,11 @@
 
 import os
 import socket
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import fields
 
 from branchd.adapters.keys import new
 from branchd.cli import config as module

@@ -352,7 +352,7 @@ def test_as_many_lines_of_a_log_may_be_asked_for_as_the_api_gives() -> None:
 
 
 def test_start_up_imports_nothing_heavy() -> None:
-    heavy = {"aiohttp", "pydantic", "structlog", "kombu", "psutil", "sqlite3"}
+    heavy = {"aiohttp", "structlog", "kombu", "psutil", "sqlite3"}
     code = f"import sys, branchd.cli.control; print(*{heavy!r} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert loaded.stdout.split() == []

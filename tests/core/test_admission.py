@@ -1,10 +1,9 @@
 """Whether a branch takes an instance."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from branchd.core.admission import Guards, Probe, Reason, Standing, admit, judge_room
 from branchd.core.capacity import Capacity

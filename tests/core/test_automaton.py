@@ -1,11 +1,10 @@
 """The automaton, by rows for what people rely on and by random walks for what must never happen."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
 from branchd.core.automaton import ANSWERS, HELD, HINT, KILL_AGAIN, OURS_AGAIN, TABLE, Cell, Question, step
 from branchd.core.lifecycle import Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol

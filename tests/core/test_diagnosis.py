@@ -1,8 +1,7 @@
 """What doctor says of the facts of a branch: each check, and that everything bad comes with what to do."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from branchd.core.diagnosis import (
     DROPPED,

@@ -1,6 +1,5 @@
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from branchd.core.health import Healthy, Hold, Hung, Observation, Phase, judge
 

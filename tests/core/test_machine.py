@@ -1,8 +1,7 @@
 """What the doctor makes of what the machine offers."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from branchd.core.diagnosis import Level
 from branchd.core.machine import MachineFacts, ProcessFacts, machine

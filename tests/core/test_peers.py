@@ -1,9 +1,9 @@
 """What branches say of themselves and of each other, and what none can have said."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from branchd.core.peers import MOST, MOST_ENDED, MOST_LABELS, Announcement, BranchState, Down, credible
 

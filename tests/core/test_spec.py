@@ -1,8 +1,7 @@
 """What of a spec its process is started with, and what is wrong with where it is to be placed."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from branchd.core.errors import Invalid
 from branchd.core.merge import HIDDEN

@@ -5,7 +5,8 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from branchd.branch.ports import Lost
 from branchd.core.errors import SpawnFailed

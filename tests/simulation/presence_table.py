@@ -9,11 +9,13 @@ measured), and branches whose digests agree share one roster in memory.
 import heapq
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from random import Random
 from statistics import median
+
+from msgspec.structs import replace
 
 from branchd.core.digests import differing, point
 from branchd.core.peers import Announcement, BranchState, Down

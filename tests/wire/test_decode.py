@@ -1,13 +1,12 @@
 """Specs from JSON: every fault at once, each in its place, and nothing taken for what it is not."""
 
-from contextlib import suppress
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from branchd.core.errors import Invalid
 from branchd.core.merge import HIDDEN
+from branchd.core.spec import Ready, Restart, Spec
 from branchd.wire import json
 from branchd.wire.spec import accept, effective, patched, shown
 
@@ -99,11 +98,48 @@ def test_json_that_two_readers_would_read_differently_is_refused(text):
         json.loads(text)
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
-    )
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda x: (
+        st.lists(x, max_size=3) | st.dictionaries(st.text() | st.sampled_from(["min", "secret", "http", "to"]), x)
+    ),
 )
-def test_whatever_comes_is_either_a_spec_or_faults(value):
-    with suppress(Invalid):
-        assert isinstance(accept(value, {}), dict)
+
+
+def known(kind):
+    """Objects with its fields, and whatever in them."""
+    return st.dictionaries(st.sampled_from(kind.__struct_fields__), VALUES)
+
+
+@given(VALUES | known(Spec) | st.fixed_dictionaries({"restart": known(Restart), "ready": known(Ready)}))
+def test_whatever_comes_is_either_a_spec_or_has_faults(value):
+    found = []
+    try:
+        accepted = accept(value, {})
+    except Invalid as invalid:
+        found = list(invalid.faults)
+    assert found or isinstance(accepted, dict)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "pointer", "words"),
+    [
+        ("priority", 1.5, "/priority", "1.5 is not a whole number"),
+        ("priority", True, "/priority", "True is not a whole number"),
+        ("absence", "x", "/absence", "'x' is not a number or 'never'"),
+        ("max_memory", [], "/max_memory", "[] is not a whole number or text"),
+        ("umask", 27, "/umask", "27 is not text"),
+        ("command", "sleep", "/command", "'sleep' is not a list"),
+        ("command", ["a", 1], "/command/1", "1 is not text"),
+        ("env", ["A=1"], "/env", "['A=1'] is not an object"),
+        ("labels", {"a/b": 5}, "/labels/a~1b", "5 is not text"),
+        ("stop", [{"signal": "TERM", "patience": "5"}], "/stop/0/patience", "'5' is not a number"),
+        ("stop", [{"signal": "TERM"}], "/stop/0/patience", "this field is required"),
+        ("stop", [3], "/stop/0", "3 is not an object"),
+        ("logs", {"compress": 1}, "/logs/compress", "1 is not true or false"),
+        ("logs", {"to": "x" * 100}, "/logs/to", f"'{'x' * 56}... is not known"),
+        ("ready", {"probe": {"htp": ""}}, "/ready/probe/htp", "unknown field"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(field, value, pointer, words):
+    assert faults(accept, {field: value}, {})[pointer].detail == words

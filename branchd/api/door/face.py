@@ -23,7 +23,7 @@ from branchd.api.routing import House
 from branchd.api.streams import write
 from branchd.branch.own_log import OwnLog
 from branchd.core.access import Principal, Scope
-from branchd.core.errors import Denied, Unavailable
+from branchd.core.errors import Denied
 from branchd.core.values import Stream
 
 XML = "text/xml"
@@ -47,8 +47,8 @@ class Face:
 
     async def rpc(self, request: web.Request) -> web.StreamResponse:
         principal = self._principal(request, Scope.READ)
-        if not self._house.service.ready and self._house.service.ending is None:
-            raise Unavailable("; ".join(self._house.service.problems()))
+        if self._house.service.ending is None:
+            await self._house.service.take()
         if request.content_type != XML:
             raise NotXml(f"the body is {request.headers.get('Content-Type', 'of no type')[:255]!r}",
                          f"send Content-Type: {XML}")  # fmt: skip

@@ -5,19 +5,18 @@ name that a client sent.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from branchd.api.door.faults import Fault, RpcError
 from branchd.branch.own_log import OwnLog
 from branchd.branch.service import Service
 from branchd.core.access import Principal, Scope
+from branchd.core.value import Value
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
+class Door(Value):
     """What methods work with; one a request."""
 
     service: Service
@@ -34,16 +33,14 @@ class Door:
         return waited
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(Value):
     """A type of XML-RPC, and what is taken for it."""
 
     name: str
     parse: Callable[[Any], Any]  #: ValueError
 
 
-@dataclass(frozen=True, slots=True)
-class Param:
+class Param(Value):
     form: Form
     name: str
     about: str
@@ -88,8 +85,7 @@ GROUP = Param(STRING, "name", "The name of the group.")
 Function = Callable[..., Awaitable[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
+class Method(Value):
     names: tuple[str, ...]  #: the first is its own, the others are older ones for the same
     scope: Scope
     returns: str  #: the type of XML-RPC

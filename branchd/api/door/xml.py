@@ -7,12 +7,14 @@ import base64
 import binascii
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from xml.parsers import expat  # its entities are refused below, before one is expanded
 
+from msgspec import Struct, field
+
 from branchd.api.problems import BrokenXml
+from branchd.core.value import Value
 
 #: levels of elements; a call of a call of arrays of structs has 16
 DEEPEST = 32
@@ -40,14 +42,12 @@ _REPLACED = (
 _PLAIN = re.compile(r"[\w .,:;/()@=+-]*", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class MethodCall:
+class MethodCall(Value):
     method: str
     params: tuple[Any, ...]
 
 
-@dataclass(slots=True)
-class _Element:
+class _Element(Struct):
     tag: str
     text: list[str] = field(default_factory=list)
     children: list["_Element"] = field(default_factory=list)
@@ -148,8 +148,7 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(Value):
     """A value that is text already, so that who collects many of them knows how much it is."""
 
     text: str

@@ -1,9 +1,9 @@
 """The branch itself: health, who asks, the branches that it knows, and the API's own description."""
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from branchd.api.answers import NAME, PAGE, Elsewhere, Place, answer, matches, page
 from branchd.api.forwarding import branch as branch_of
@@ -14,6 +14,7 @@ from branchd.api.scatter import PATIENCE, gather
 from branchd.core.access import Scope
 from branchd.core.errors import Conflict, NoAnswer, NoRoute, Unavailable
 from branchd.core.peers import Announcement, BranchState
+from branchd.core.value import Value
 from branchd.wire.resources import Branch, WhoAmI, timestamp
 
 route = Routes()
@@ -21,8 +22,7 @@ route = Routes()
 FRESH = Parameter("fresh", FLAG, False, "Ask every branch, instead of showing what it said last.")
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(Value):
     status: str  #: always "ok": what is not answers otherwise
 
 

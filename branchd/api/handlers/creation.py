@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -16,6 +15,7 @@ from branchd.branch.mesh.neighbours import Made, Neighbours
 from branchd.core.access import Scope
 from branchd.core.errors import BranchdError, Conflict, Fault, Invalid, NoCapacity, Stale, Unavailable
 from branchd.core.spec import Spec, Wanted
+from branchd.core.value import Value
 from branchd.wire.decode import encode
 from branchd.wire.resources import Instance
 from branchd.wire.spec import accept
@@ -34,7 +34,6 @@ MOST_OF_REQUEST = 1000
 One = Instance | Made
 
 
-@dataclass(frozen=True, slots=True)
 class NewInstance(Spec):
     """A spec, and the name; without one branchd makes one up. With `count` so many, and then no name."""
 
@@ -42,8 +41,7 @@ class NewInstance(Spec):
     count: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Several:
+class Several(Value):
     """What became of a request with `count`."""
 
     items: tuple[Instance, ...]

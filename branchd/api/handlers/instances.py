@@ -1,7 +1,6 @@
 """Instances: listed, changed, started and stopped, deleted. How they are created stands in creation.py."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from aiohttp import web
@@ -27,6 +26,7 @@ from branchd.core.access import Scope
 from branchd.core.errors import Conflict, NotFound, Stale, Unavailable
 from branchd.core.lifecycle import State
 from branchd.core.spec import Wanted
+from branchd.core.value import Value
 from branchd.wire.decode import decode
 from branchd.wire.resources import Instance, Operation, Stats
 
@@ -41,8 +41,7 @@ APP: Parameter[str | None] = Parameter("app", text(63), None, "Only of this app.
 FILTERS = (*PAGE, NAME, STATE, LABEL, BRANCH)
 
 
-@dataclass(frozen=True, slots=True)
-class Signal:
+class Signal(Value):
     signal: str  #: such as "HUP"
 
 

@@ -1,6 +1,5 @@
 """Long work, what begins it, and what a branch finds wrong with itself."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -14,6 +13,7 @@ from branchd.branch.ending import Ending
 from branchd.core.access import Scope
 from branchd.core.diagnosis import Diagnosis
 from branchd.core.errors import Conflict, Denied, NotFound, Unavailable
+from branchd.core.value import Value
 from branchd.wire.resources import Branch, Explanation, Operation
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ _OPERATION = "/v1/operations/{operation}"
 _ACTIONS = "/v1/branches/{branch}/actions"
 
 
-@dataclass(frozen=True, slots=True)
-class Doctor:
+class Doctor(Value):
     """What was looked at, the failures first."""
 
     branch: str

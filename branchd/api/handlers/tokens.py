@@ -1,7 +1,5 @@
 """Tokens: made, listed, revoked."""
 
-from dataclasses import dataclass
-
 from aiohttp import web
 
 from branchd.api.answers import NAME, PAGE, answer, matches, nothing, page
@@ -9,14 +7,14 @@ from branchd.api.routing import Call, Routes
 from branchd.branch.records import TokenRecord
 from branchd.core.access import Scope
 from branchd.core.errors import Conflict, NotFound
+from branchd.core.value import Value
 from branchd.wire.decode import decode
 from branchd.wire.resources import Token, timestamp
 
 route = Routes()
 
 
-@dataclass(frozen=True, slots=True)
-class NewToken:
+class NewToken(Value):
     name: str
     scope: Scope
     expires_in: float | None = None  #: seconds; None: never

@@ -10,9 +10,9 @@ import base64
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 
 import structlog
+from msgspec import Struct, field
 
 from branchd.branch.mesh.link import Link
 from branchd.branch.mesh.neighbours import ANSWER_WITHIN
@@ -20,6 +20,7 @@ from branchd.branch.ports import Door, Served
 from branchd.core.access import Principal, Scope
 from branchd.core.errors import BranchdError, Denied, Fault, Invalid, NoAnswer, NoRoute, Unavailable
 from branchd.core.peers import Address
+from branchd.core.value import Value
 from branchd.wire.mesh import CHUNK, Carried, HangUp, Message, Piece, Pull, Reply, Unserved
 
 log = structlog.get_logger(__name__)
@@ -246,13 +247,11 @@ class Carrier:
                 answer.task.cancel()
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
+class _End(Value):
     broken: bool
 
 
-@dataclass(slots=True, eq=False)
-class _Answer:
+class _Answer(Struct, eq=False):
     """One that is made here for another branch."""
 
     asker: Address

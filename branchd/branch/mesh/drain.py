@@ -8,10 +8,10 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
+from msgspec.structs import replace
 
 from branchd.branch.fleet import Fleet
 from branchd.branch.mesh.link import Link

@@ -8,11 +8,11 @@ whom to ask in placing.py.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 import structlog
+from msgspec.structs import replace
 
 from branchd.branch.fleet import Fleet
 from branchd.branch.mesh.link import Link

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from branchd.branch.fleet import Fleet
 from branchd.branch.mesh.carrying import Carrier
@@ -30,6 +31,7 @@ from branchd.core.errors import BranchdError, NoAnswer, NoRoute, NotFound, Unava
 from branchd.core.lifecycle import State
 from branchd.core.peers import Address, Announcement, BranchState, placed_key
 from branchd.core.roster import Member
+from branchd.core.value import Value
 from branchd.core.values import Key, Truth
 from branchd.wire import json
 from branchd.wire.mesh import Knock, WhereIs
@@ -52,8 +54,7 @@ TOLD_WITHIN = 2.0
 OURSELVES = Principal("branchd", Scope.READ)
 
 
-@dataclass(frozen=True, slots=True)
-class Membership:
+class Membership(Value):
     """What a branch needs to belong to a neighbourhood."""
 
     bus: Bus

@@ -4,12 +4,12 @@ A branch that is alone imports nothing else of this package: most of what a neig
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from branchd.core.access import Principal
 from branchd.core.errors import BranchdError
 from branchd.core.peers import Address, Announcement
+from branchd.core.value import Value
 from branchd.wire.portions import LONGEST_MESSAGE
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ LONGEST_BODY = (LONGEST_MESSAGE - (128 << 10)) // 4 * 3
 ANSWER_WITHIN = 15.0
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(Value):
     instance: Mapping[str, Any]  #: the API's resource
     made: bool  #: False: an earlier offer of the same request was accepted
     owner: Address

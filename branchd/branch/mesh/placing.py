@@ -6,7 +6,6 @@ The target's side is hosting.py; that of this very branch is called without the 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from branchd.branch.mesh.link import Link
@@ -19,6 +18,7 @@ from branchd.core.errors import BranchdError, NoRoute, Unavailable
 from branchd.core.peers import Address, Announcement
 from branchd.core.placement import Asked, Placement, Sign, Try
 from branchd.core.roster import Member
+from branchd.core.value import Value
 from branchd.wire.mesh import Accepted, Cancel, Cancelled, Offer
 from branchd.wire.resources import AskedBranch, Explanation, OfferedBranch, timestamp
 
@@ -323,15 +323,13 @@ class _Create:
             task.cancel()
 
 
-@dataclass(frozen=True, slots=True)
-class _Remembered:
+class _Remembered(Value):
     target: str  #: that may have made what was asked for
     until: float  #: seconds since 1970
     accepted: bool  #: it said that it did
 
 
-@dataclass(frozen=True, slots=True)
-class _Story:
+class _Story(Value):
     at: float
     asked: Mapping[str, Asked]
     tries: Sequence[Try]

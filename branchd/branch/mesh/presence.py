@@ -7,7 +7,6 @@ is watching.py's; the exchange by which a joiner learns of them, and that repair
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +21,7 @@ from branchd.core.errors import Conflict, NoAnswer, NoRoute, Unavailable
 from branchd.core.peers import Address, Announcement, BranchState, Down
 from branchd.core.presence import Guard, ahead, due, joining_wait, material, news
 from branchd.core.roster import LINGER, Member, Roster
+from branchd.core.value import Value
 from branchd.wire.mesh import Announce, Gone, Ping, Pong
 
 log = structlog.get_logger(__name__)
@@ -33,8 +33,7 @@ AGAIN = 2.0
 SWEEP_EVERY = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Self:
+class Self(Value):
     """What the branch knows of itself, and others are to hear."""
 
     name: str

@@ -4,7 +4,8 @@ When to ping and what is missing is decided in core/ring.py. What becomes of an 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from branchd.branch.mesh.link import Link
 from branchd.branch.tasks import Tasks
@@ -21,8 +22,7 @@ GIVEN_UP_AFTER = 60.0
 MYSELF_WITHIN = 0.5
 
 
-@dataclass(eq=False, slots=True)
-class _Accusation:
+class _Accusation(Struct, eq=False):
     """While this branch makes sure of itself."""
 
     id: str

@@ -6,13 +6,13 @@ An option that no field and no argument can carry leaves the worker what it was:
 import os.path
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from branchd.cli.importing.machine import Machine
 from branchd.cli.importing.notes import Note, Verdict
 from branchd.cli.importing.values import octal
 from branchd.core.spec import Pool
+from branchd.core.value import Value
 from branchd.drivers.environment import PATH
 
 #: option -> whether a value follows it; "worker" options and those that may stand before the subcommand
@@ -46,8 +46,7 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _PYTHON = re.compile(r"(python|pypy)[0-9.]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Value):
     program: str | None  #: celery as it was written; None: as a module of `python`
     python: str | None  #: as it was written
     env: Mapping[str, str]  #: what env(1) adds
@@ -64,8 +63,7 @@ class Call:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Worker:
+class Worker(Value):
     spec: Mapping[str, Any]
     env: Mapping[str, str]
     notes: tuple[Note, ...]

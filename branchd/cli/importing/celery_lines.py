@@ -6,8 +6,10 @@ Nodes, ranges and the options of some (`-c:1-3 10`) are as celery/apps/multi.py 
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from branchd.cli.importing.assembling import lifted, spec_faults
 from branchd.cli.importing.celery_command import Call, Kept, call, worker
@@ -15,6 +17,7 @@ from branchd.cli.importing.celery_sources import Line
 from branchd.cli.importing.machine import Machine
 from branchd.cli.importing.notes import Entry, Imported, Note, Verdict, once
 from branchd.core.faults import name_fault
+from branchd.core.value import Value
 
 #: nodes of one line
 MOST_NODES = 1000
@@ -29,8 +32,7 @@ _SIGNAL = re.compile(r"-(SIG)?(TERM|INT|QUIT|KILL|HUP|USR1|USR2|ABRT|9|15)")
 _VALUED = re.compile(r"--(loglevel|logfile|pidfile|concurrency|queues|app|pool|autoscale|workdir|uid|gid|broker)")
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Value):
     name: str  #: without its host
     host: str  #: "" where it is this machine's
     options: Mapping[str, str | None]
@@ -94,8 +96,7 @@ def _nodes(words: Sequence[str], notes: list[Note]) -> tuple[Call, list[Node]]:
     return replace(celery, words=tuple(before)), _cluster(rest)
 
 
-@dataclass(slots=True)
-class _Options:
+class _Options(Struct):
     all: dict[str, str | None] = field(default_factory=dict)
     of: dict[str, dict[str, str | None]] = field(default_factory=dict)  #: node, number or list of them -> its own
     names: list[str] = field(default_factory=list)

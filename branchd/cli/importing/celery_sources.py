@@ -7,12 +7,14 @@ Settings are lines of a shell that is not run: plain assignments, with the varia
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec import field
+
 from branchd.cli.importing.notes import Note, Verdict
 from branchd.cli.importing.reading import Unreadable
+from branchd.core.value import Value
 
 _ASSIGNMENT = re.compile(r"(?P<export>export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)=(?P<value>.*)")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
@@ -24,8 +26,7 @@ _GONE = ("CELERYD_PID_FILE", "CELERYD_LOG_FILE", "CELERYD_MULTI", "CELERY_CREATE
          "CELERY_CREATE_LOGDIR", "CELERYD_SU", "CELERYD_SU_ARGS", "CELERYD_PID_DIR", "CELERYD_LOG_DIR")  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Value):
     """A command line, and what is told of its workers elsewhere."""
 
     title: str

@@ -102,8 +102,7 @@ def _read(
     variables: Mapping[str, str],
     keep: bool,
 ) -> "Imported":
-    # start-up time: these bring pydantic
-    from branchd.cli.importing.assembling import of_supervisord  # noqa: PLC0415
+    from branchd.cli.importing.assembling import of_supervisord  # noqa: PLC0415  # start-up time: so do these all
     from branchd.cli.importing.celery_lines import of_celery_multi  # noqa: PLC0415
     from branchd.cli.importing.celery_sources import lines  # noqa: PLC0415
     from branchd.cli.importing.machine import ThisMachine  # noqa: PLC0415

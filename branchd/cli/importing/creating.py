@@ -4,20 +4,19 @@ Instances are pinned to the branch that is asked. An app or an instance that dif
 """
 
 from collections.abc import Awaitable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from branchd.cli.importing.notes import Imported
 from branchd.client import ApiProblem, BranchdClient, Object
 from branchd.core.errors import BranchdError
 from branchd.core.merge import hide
+from branchd.core.value import Value
 
 #: seconds for one that never ran to be deleted
 _GONE = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Value):
     branch: str
     apps: frozenset[str]  #: those that are there
     new: tuple[str, ...]  #: APP:NAME
@@ -58,8 +57,7 @@ async def plan(client: BranchdClient, imported: Imported) -> Plan:
     return Plan(branch, frozenset(apps), tuple(new), tuple(same), different, wanted)
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Value):
     made: tuple[str, ...]  #: APP:NAME of what was created or replaced
     refused: Mapping[str, BranchdError]  #: APP or APP:NAME -> why the branch does not take it
 

@@ -1,9 +1,10 @@
 """What became of what a configuration says: the values of the report. How it is shown stands in report.py."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from branchd.core.value import Value
 
 
 class Verdict(StrEnum):
@@ -19,16 +20,14 @@ class Verdict(StrEnum):
 INCOMPLETE = frozenset({Verdict.UNSUPPORTED, Verdict.INVALID})
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Value):
     verdict: Verdict
     keys: tuple[str, ...]  #: of the section; none: it is about the section as a whole
     text: str = ""
     cure: str = ""  #: what to do
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Value):
     """What became of one section of a configuration, or of one command line."""
 
     title: str  #: such as "[program:web]"
@@ -37,8 +36,7 @@ class Entry:
     notes: tuple[Note, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Imported:
+class Imported(Value):
     apps: Mapping[str, Mapping[str, Any]]  #: name -> its spec, with `instances` and `queues`
     entries: tuple[Entry, ...]
     started: tuple[str, ...]  #: APP:NAME of those that the source starts by itself, in its order

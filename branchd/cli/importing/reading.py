@@ -7,12 +7,12 @@ import configparser
 import glob
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from branchd.cli.importing.notes import Note, Verdict
 from branchd.cli.importing.values import expand
 from branchd.core.errors import BranchdError
+from branchd.core.value import Value
 
 #: supervisord names the folder of a file so, and replaces it before anything else once there is an [include]
 _HERE = "%(here)s"
@@ -22,8 +22,7 @@ class Unreadable(BranchdError):
     """A configuration that cannot be read, or is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(Value):
     here: str  #: folder of the first file
     sections: Mapping[str, Mapping[str, str]]
     files: Mapping[str, str]  #: section -> the file that it stands in first

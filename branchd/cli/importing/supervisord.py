@@ -4,12 +4,14 @@ As supervisord 4 means it, defaults and oddities included; what that is here, tr
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TypeVar
+
+from msgspec import Struct, field
 
 from branchd.cli.importing import values
 from branchd.cli.importing.notes import Note, Verdict
 from branchd.cli.importing.reading import Configuration
+from branchd.core.value import Value
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -25,8 +27,7 @@ _NO_VALUES: Mapping[str, str] = {}
 _NO_NAMES: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(Value):
     """stdout or stderr of a process."""
 
     logfile: str = "AUTO"  #: a path, AUTO, NONE or syslog
@@ -37,8 +38,7 @@ class Output:
     syslog: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(Value):
     group: str
     name: str
     section: str
@@ -65,8 +65,7 @@ class Process:
     stderr: Output
 
 
-@dataclass(slots=True)
-class Reader:
+class Reader(Struct):
     """Reads the values of one section, and keeps what is wrong with each."""
 
     section: Mapping[str, str]
@@ -90,8 +89,7 @@ class Reader:
         self.faults.append(Note(Verdict.INVALID, keys, text))
 
 
-@dataclass(frozen=True, slots=True)
-class Daemon:
+class Daemon(Value):
     """What [supervisord] says that its programs inherit."""
 
     environment: Mapping[str, str]
@@ -102,8 +100,7 @@ class Daemon:
     minfds: int
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
+class Parsed(Value):
     processes: tuple[Process, ...]
     daemon: Daemon
     faults: Mapping[str, tuple[Note, ...]]  #: section -> what is wrong with it

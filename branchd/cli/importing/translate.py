@@ -7,7 +7,6 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from branchd.cli.importing.celery_command import Kept, call, worker
@@ -18,6 +17,7 @@ from branchd.cli.importing.supervisord import PRIORITY, Daemon, Process
 from branchd.core.faults import SIGNALS
 from branchd.core.restart import BASE
 from branchd.core.spec import Restart
+from branchd.core.value import Value
 
 CARRIED, CHANGED, DROPPED = Verdict.CARRIED, Verdict.CHANGED, Verdict.DROPPED
 
@@ -43,8 +43,7 @@ _SECRET_NAME = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|PRI
 _SECRET_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@\s]*:[^/@\s]+@")
 
 
-@dataclass(frozen=True, slots=True)
-class Translated:
+class Translated(Value):
     spec: dict[str, Any]
     words: tuple[str, ...]  #: of the command
     notes: tuple[Note, ...]
