@@ -12,6 +12,8 @@ from branchd.core.errors import Fault, Invalid
 from branchd.core.faults import name_fault
 from branchd.core.file_apps import FileApp, FileDefinitions
 from branchd.core.merge import tells_secret
+from branchd.core.ordering import circle, circle_words, dependencies
+from branchd.core.values import Key
 from branchd.wire.spec import accept, effective
 
 #: Reads all files, as they are now; never raises.
@@ -23,7 +25,8 @@ def faults(found: FileDefinitions, policies: Policies, own_account: str) -> tupl
 
     `own_account`: the name of the daemon's own account. No value is told where it may be a secret.
     """
-    return (*found.faults, *(fault for app in found.apps.values() for fault in _app(app, policies, own_account)))
+    told = (*found.faults, *(fault for app in found.apps.values() for fault in _app(app, policies, own_account)))
+    return told or tuple(_circles(found))
 
 
 def _app(app: FileApp, policies: Policies, own_account: str) -> Iterator[Fault]:
@@ -56,6 +59,21 @@ def _app(app: FileApp, policies: Policies, own_account: str) -> Iterator[Fault]:
                     raise Invalid(found)
         except Invalid as invalid:
             yield from _placed(invalid, place)
+
+
+def _circles(found: FileDefinitions) -> Iterator[Fault]:
+    """The first of what would wait for itself, among definitions that are right otherwise."""
+    needed = {
+        Key(app.name, name): dependencies(app.name, effective(dict(app.spec), dict(raw)).depends_on)
+        for app in found.apps.values()
+        for name, raw in app.instances.items()
+    }
+    for key in needed:
+        way = circle(key, lambda one: needed.get(one, ()), lambda app: [one for one in needed if one.app == app])
+        if way:
+            place = found.apps[key.app].place("instances", key.name)
+            yield Fault(f"{place}.depends_on", circle_words(way), "leave one of these out")
+            return
 
 
 def _placed(invalid: Invalid, place: str) -> Iterator[Fault]:

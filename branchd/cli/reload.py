@@ -11,6 +11,7 @@ from branchd.cli.options import waiting
 from branchd.cli.output import neutral
 from branchd.cli.session import Session, run
 from branchd.client import BranchdClient, Object, Unreachable
+from branchd.core.diagnosis import DEFINITION_FILES
 from branchd.core.errors import BranchdError
 
 #: seconds between two looks whether the new code answers
@@ -42,6 +43,9 @@ def reload(session: Session, wait: bool, timeout: float) -> None:
         except TimeoutError:
             raise TimedOut(f"{name}: the new code did not answer within {timeout:g} s", "see its log") from None
         click.echo(f"{name}: reloaded, version {neutral(after['version'])}")
+        for finding in (await client.doctor())["findings"]:
+            if finding["check"] == DEFINITION_FILES:
+                click.echo(neutral(f"warning: {finding['check']}: {finding['detail']}; {finding['cure']}"), err=True)
 
     run(work())
 

@@ -148,19 +148,22 @@ def root_without_default_user(root: bool, default_user: str | None, restricted: 
     return Diagnosis(check, Level.OK, f"instances that name no user run as {default_user or 'the daemon does'}")
 
 
+#: the name of the check of definition_files()
+DEFINITION_FILES = "definition files"
+
+
 def definition_files(faults: Sequence[Fault], left: Sequence[str]) -> list[Diagnosis]:
     """Nothing where there is nothing wrong with them: most branches have none. `left`: what no file has any more."""
-    check = "definition files"
     if not faults and left:
         told = f"{', '.join(left[:5])}{f' and {len(left) - 5} more' if len(left) > 5 else ''}"
         cure = "bring the files back, or `branchctl update` stops and deletes it, with its logs"
-        return [Diagnosis(check, Level.WARNING, f"not in them any more, and left as it is: {told}", cure)]
+        return [Diagnosis(DEFINITION_FILES, Level.WARNING, f"not in them any more, and left as it is: {told}", cure)]
     if not faults:
         return []
     told = "; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults[:5])
     more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
     return [
-        Diagnosis(check, Level.FAILURE, f"nothing of them is applied since: {told}{more}",
+        Diagnosis(DEFINITION_FILES, Level.FAILURE, f"nothing of them is applied since: {told}{more}",
                   "`branchctl reread` tells all of it; put it right, then `branchctl update`")
     ]  # fmt: skip
 

@@ -152,3 +152,16 @@ def test_a_branch_that_is_alone_loads_nothing_of_the_mesh() -> None:
     code = f"import sys, branchd.cli.daemon, branchd.cli.compose; print(*{heavy!r} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert loaded.stdout.split() == []
+
+
+def test_check_tells_of_what_would_wait_for_itself(tmp_path: Path) -> None:
+    file = tmp_path / "branchd.toml"
+    file.write_text(
+        '[apps.web]\nkind = "command"\ncommand = ["sleep"]\ndepends_on = ["db:*"]\n[apps.web.instances.a]\n'
+        '[apps.db]\nkind = "command"\ncommand = ["sleep"]\n[apps.db.instances.b]\ndepends_on = ["web:a"]\n'
+    )
+    result = CliRunner().invoke(main, ["check", "--config", str(file)])
+    assert result.exit_code == 1
+    assert "[apps.web.instances.a].depends_on: web:a depends on db:b, which depends on web:a" in result.stderr
+    file.write_text(file.read_text().replace("web:a", "db:c"))
+    assert CliRunner().invoke(main, ["check", "--config", str(file)]).exit_code == 0

@@ -128,6 +128,7 @@ async def test_a_faulty_file_keeps_nobody_from_starting_and_is_told_everywhere(c
         assert told in refused
     assert "definition files" in (await in_thread(configured.control, "doctor", code=1)).stdout
     assert "definitions in files not applied" in branch.log
+    assert "warning: definition files: nothing of them" in (await in_thread(configured.control, "reload")).stderr
     (await in_thread(configured.control, "update", code=1))
     checked = await in_thread(CliRunner().invoke, daemon, ["check", "--config", str(configured.main)])
     assert checked.exit_code == 1
