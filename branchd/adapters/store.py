@@ -18,7 +18,6 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -269,8 +268,8 @@ class SqliteStore:
 
 def _migrations() -> dict[int, str]:
     """By number, which is the version of the store that each leads to."""
-    folder = resources.files("branchd.adapters") / "migrations"
-    return {int(file.name[:4]): file.read_text("utf-8") for file in folder.iterdir() if file.name.endswith(".sql")}
+    folder = Path(__file__).with_name("migrations")  # not importlib.resources: that takes 10 ms of a start
+    return {int(file.name[:4]): file.read_text("utf-8") for file in folder.glob("*.sql")}
 
 
 def _known(path: Path, connection: sqlite3.Connection) -> tuple[dict[int, str], int]:
