@@ -127,6 +127,8 @@ def _unpack(archive: IO[bytes], folder: Path) -> Manifest:
                 content = members.extractfile(member) if member.isreg() else None
                 if member.name not in {_MANIFEST, _STORE, _TOKEN} or content is None:
                     raise Fatal(f"{member.name[:80]!r} stands in the archive, which is no backup of a branch")
+                if (folder / member.name).exists():
+                    raise Fatal(f"{member.name} stands in the archive twice, which is no backup of a branch")
                 if member.name != _STORE and member.size > _LONGEST:
                     raise Fatal(f"{member.name} in the archive is longer than it can be")
                 with open(os.open(folder / member.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

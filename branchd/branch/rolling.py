@@ -84,6 +84,9 @@ async def one_by_one(
             except BranchdError as error:
                 failure, failed = Conflict(f"{name}: {error.detail}", error.hint), name
                 progress.step(name, StepState.FAILED, error.detail)
+            except asyncio.CancelledError:
+                progress.step(name, StepState.DONE, "its restart goes on; nobody waited until it was ready")
+                raise
             else:
                 progress.step(name, StepState.DONE, "restarted, and ready")
     return failure

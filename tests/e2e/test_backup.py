@@ -129,7 +129,7 @@ async def test_a_second_folder_beside_the_original_is_told_to_be_a_copy(shop: Ru
     assert "--new-id" in (await branchd(other, "restore", str(file))).stderr
 
 
-@pytest.mark.parametrize("what", ["cut", "not tar", "alien", "broken store", "newer", "other store", "empty"])
+@pytest.mark.parametrize("what", ["cut", "not tar", "alien", "broken store", "newer", "other store", "empty", "doubled"])
 async def test_a_bad_archive_changes_nothing(shop: RunningBranch, what: str) -> None:
     file = shop.folder / "b.tar.gz"
     await branchd(shop, "backup", str(file))
@@ -156,12 +156,13 @@ async def test_a_bad_archive_changes_nothing(shop: RunningBranch, what: str) -> 
             content = {}
     if what not in {"cut", "not tar"}:
         with tarfile.open(file, "w:gz") as archive:
-            for name, data in content.items():
+            for name, data in [*content.items()] * (2 if what == "doubled" else 1):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
     before = {one.name: one.read_bytes() for one in (shop.folder / "state").iterdir() if one.is_file()}
-    await branchd(shop, "restore", str(file), "--force", code=1)
+    refused = await branchd(shop, "restore", str(file), "--force", code=1)
+    assert ("twice" in refused.stderr) is (what == "doubled")
     after = {one.name: one.read_bytes() for one in (shop.folder / "state").iterdir() if one.is_file()}
     assert after.keys() - {"lock"} == before.keys() - {"lock"}
     assert after["branchd.db"] == before["branchd.db"]
