@@ -129,7 +129,9 @@ async def test_a_second_folder_beside_the_original_is_told_to_be_a_copy(shop: Ru
     assert "--new-id" in (await branchd(other, "restore", str(file))).stderr
 
 
-@pytest.mark.parametrize("what", ["cut", "not tar", "alien", "broken store", "newer", "other store", "empty", "doubled"])
+@pytest.mark.parametrize(
+    "what", ["cut", "not tar", "alien", "broken store", "newer", "other store", "empty", "doubled"]
+)
 async def test_a_bad_archive_changes_nothing(shop: RunningBranch, what: str) -> None:
     file = shop.folder / "b.tar.gz"
     await branchd(shop, "backup", str(file))
