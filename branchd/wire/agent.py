@@ -7,8 +7,12 @@ agent to daemon: {"type": "heartbeat", ...} and {"type": "reply", "id", "ok" | "
 daemon to agent: {"type": "command", "id", "op", ...}, made here without the id, which the channel adds.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from msgspec.structs import replace
 
 from branchd.core.health import Phase
 from branchd.core.value import Value
@@ -31,28 +35,37 @@ QUEUES = 1000
 LARGEST = 2**53
 
 
-class Heartbeat(Value):
+_Short = Annotated[str, Meta(max_length=SHORT)]
+_Long = Annotated[str, Meta(max_length=LONG)]
+_Count = Annotated[int, Meta(ge=0, lt=LARGEST)]
+_Seconds = Annotated[float, Meta(ge=0, lt=LARGEST)]
+
+
+class Heartbeat(Value, tag_field="type", tag="heartbeat", forbid_unknown_fields=False):
     """A worker about itself."""
 
     phase: Phase = Phase.BOOT
-    pool: str = ""  #: prefork, threads, solo, gevent, eventlet or the user's own
-    loop_age: float | None = None  #: seconds since its loop was last seen to run; None unless up
-    active: int = 0  #: tasks that run now
-    total: int = 0  #: tasks accepted since its start
-    tasks: tuple[str, ...] = ()  #: ids of tasks that run now, the first 20
-    autoscale: tuple[int, int] | None = None  #: least and most processes; None when it was started without
-    processes: int = 0  #: tasks that its pool can run at once now
-    queues: tuple[str, ...] | None = None  #: what it consumes from; None when that is too much to tell
-    celery: str = ""  #: Celery's version
-    error: str | None = None  #: what the broker connection failed with last, until it is up
+    pool: _Short = ""  #: prefork, threads, solo, gevent, eventlet or the user's own
+    loop_age: _Seconds | None = None  #: seconds since its loop was last seen to run; None unless up
+    active: _Count = 0  #: tasks that run now
+    total: _Count = 0  #: tasks accepted since its start
+    tasks: Annotated[tuple[_Short, ...], Meta(max_length=TASKS)] = ()  #: ids of tasks that run now, the first 20
+    autoscale: tuple[_Count, _Count] | None = None  #: least and most processes; None when it was started without
+    processes: _Count = 0  #: tasks that its pool can run at once now
+    queues: tuple[_Short, ...] | None = None  #: what it consumes from; None when that is too much to tell
+    celery: _Short = ""  #: Celery's version
+    error: _Long | None = None  #: what the broker connection failed with last, until it is up
 
 
-class Reply(Value):
+class Reply(Value, tag_field="type", tag="reply", forbid_unknown_fields=False):
     """A worker's answer to the command with this id."""
 
-    id: int
+    id: _Count
     ok: Any = None  #: JSON; meaningless when there is an error
-    error: str | None = None
+    error: _Long | None = None
+
+
+_DECODER: msgspec.json.Decoder[Heartbeat | Reply] = msgspec.json.Decoder(Heartbeat | Reply)
 
 
 def settings(socket: str, queues: Sequence[QueueDeclaration]) -> str:
@@ -89,15 +102,13 @@ def parse(raw: bytes) -> Heartbeat | Reply:
     """ValueError when it is not a message of an agent."""
     if len(raw) > MESSAGE_LIMIT:
         raise ValueError(f"longer than {MESSAGE_LIMIT} bytes")
-    message = json.loads(raw)
-    if not isinstance(message, dict):
-        raise ValueError("not a JSON object")
-    match message.get("type"):
-        case "heartbeat":
-            return _heartbeat(message)
-        case "reply":
-            return Reply(_integer(message, "id"), message.get("ok"), _optional_text(message, "error"))
-    raise ValueError("neither a heartbeat nor a reply")
+    try:
+        message = _DECODER.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    if isinstance(message, Heartbeat) and message.queues is not None and len(message.queues) > QUEUES:
+        return replace(message, queues=None)
+    return message
 
 
 def _command(operation: str, **arguments: Any) -> dict[str, Any]:
@@ -112,78 +123,3 @@ def _queue(queue: QueueDeclaration) -> dict[str, Any]:
         "routing_key": queue.routing_key,
         "options": dict(queue.options),
     }
-
-
-def _heartbeat(message: Mapping[str, Any]) -> Heartbeat:
-    autoscale = message.get("autoscale")
-    if autoscale is not None:
-        if not (isinstance(autoscale, list) and len(autoscale) == 2 and all(_counts(bound) for bound in autoscale)):
-            raise ValueError("autoscale is not two numbers")
-        autoscale = (autoscale[0], autoscale[1])
-    return Heartbeat(
-        phase=Phase(message.get("phase", Phase.BOOT)),
-        pool=_text(message, "pool"),
-        loop_age=_seconds(message, "loop_age"),
-        active=_integer(message, "active", 0),
-        total=_integer(message, "total", 0),
-        tasks=_texts(message, "tasks", TASKS) or (),
-        autoscale=autoscale,
-        processes=_integer(message, "processes", 0),
-        queues=_queues(message),
-        celery=_text(message, "celery"),
-        error=_optional_text(message, "error"),
-    )
-
-
-def _queues(message: Mapping[str, Any]) -> tuple[str, ...] | None:
-    queues = _texts(message, "queues", MESSAGE_LIMIT)
-    return queues if queues is not None and len(queues) <= QUEUES else None
-
-
-def _counts(value: object) -> bool:
-    return type(value) is int and 0 <= value < LARGEST
-
-
-def _integer(message: Mapping[str, Any], field: str, missing: int | None = None) -> int:
-    value = message.get(field, missing)
-    if not _counts(value):
-        raise ValueError(f"{field} is not a count")
-    return int(value)
-
-
-def _seconds(message: Mapping[str, Any], field: str) -> float | None:
-    value = message.get(field)
-    if value is None:
-        return None
-    if type(value) not in {int, float} or not 0 <= value < LARGEST:
-        raise ValueError(f"{field} is not a time")
-    return float(value)
-
-
-def _is_text(value: object, limit: int) -> bool:
-    return isinstance(value, str) and len(value) <= limit
-
-
-def _text(message: Mapping[str, Any], field: str) -> str:
-    value = message.get(field, "")
-    if not _is_text(value, SHORT):
-        raise ValueError(f"{field} is not a text of at most {SHORT} characters")
-    return str(value)
-
-
-def _optional_text(message: Mapping[str, Any], field: str) -> str | None:
-    value = message.get(field)
-    if value is None:
-        return None
-    if not _is_text(value, LONG):
-        raise ValueError(f"{field} is not a text of at most {LONG} characters")
-    return str(value)
-
-
-def _texts(message: Mapping[str, Any], field: str, limit: int) -> tuple[str, ...] | None:
-    value = message.get(field)
-    if value is None:
-        return None
-    if not (isinstance(value, list) and len(value) <= limit and all(_is_text(item, SHORT) for item in value)):
-        raise ValueError(f"{field} is not a list of at most {limit} texts of at most {SHORT} characters")
-    return tuple(value)
