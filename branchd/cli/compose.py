@@ -66,6 +66,17 @@ AGENT_SOCKET = "agent.sock"
 TELL_EVERY = 10.0
 
 
+class _Given(Value):
+    """What a turn of the daemon is given; where a reload fails there is another, with the sockets that it left."""
+
+    config: Config
+    own_log: OwnLog
+    state: StateFolder
+    notifier: Notifier
+    answer: identity.Answer | None
+    sockets: tuple[Given, ...]  #: that listen already
+
+
 class _Ended(Value):
     how: Ending
     sockets: tuple[Given, ...] = ()  #: after RELOAD, that listen for the next image
@@ -82,15 +93,16 @@ def run(config: Config, handover: Handover, answer: identity.Answer | None = Non
     notifier.watchdog()  # an image that takes the place of another one has its time from now on
     state = StateFolder(config.branch.state)
     state.acquire(handover.lock)
-    given = tuple(Given(one.socket, one.ours, one.inode) for one in handover.sockets)
+    sockets = tuple(Given(one.socket, one.ours, one.inode) for one in handover.sockets)
+    given = _Given(config, own_log, state, notifier, answer, sockets)
     try:
         while True:
             with asyncio.Runner() as runner:
-                ended = runner.run(_live(config, own_log, state, notifier, given, answer))
+                ended = runner.run(_live(given))
             if ended.how is not Ending.RELOAD:
                 return 0
-            given = ended.sockets
-            left = Handover(tuple(Listening(one.socket, one.ours, one.inode) for one in given), state.lock)
+            given = replace(given, sockets=ended.sockets)
+            left = Handover(tuple(Listening(one.socket, one.ours, one.inode) for one in ended.sockets), state.lock)
             try:
                 become(left, {**os.environ, **notifier.environment})
             except OSError as error:
@@ -99,38 +111,22 @@ def run(config: Config, handover: Handover, answer: identity.Answer | None = Non
         state.release()
 
 
-async def _live(
-    config: Config,
-    own_log: OwnLog,
-    state: StateFolder,
-    notifier: Notifier,
-    given: tuple[Given, ...],
-    answer: identity.Answer | None,
-) -> _Ended:
+async def _live(given: _Given) -> _Ended:
     endings = Endings()
     signals = Signals(endings)
     async with AsyncExitStack() as stack:
-        ended = await _serve(stack, config, own_log, state, notifier, given, answer, endings, signals)
+        ended = await _serve(stack, given, endings, signals)
     if ended.how is Ending.RELOAD:
         await signals.hold()
     return ended
 
 
-async def _serve(
-    stack: AsyncExitStack,
-    config: Config,
-    own_log: OwnLog,
-    state: StateFolder,
-    notifier: Notifier,
-    given: tuple[Given, ...],
-    answer: identity.Answer | None,
-    endings: Endings,
-    signals: Signals,
-) -> _Ended:
+async def _serve(stack: AsyncExitStack, given: _Given, endings: Endings, signals: Signals) -> _Ended:
+    config, notifier = given.config, given.notifier
     _watchdog(notifier)
     store = SqliteStore(config.branch.state)
     stack.callback(store.close)
-    snapshot = await _load(store, config, answer)
+    snapshot = await _load(store, config, given.answer)
     run_folder = _folder(config.branch.run)
     processes = LinuxProcesses(snapshot.branch_id, CgroupRoot.discover(snapshot.branch_id))
     stack.callback(processes.close)
@@ -176,10 +172,10 @@ async def _serve(
         return await server.connect(principal)
 
     joining, keys = _membership(config, snapshot.branch_id, connect)
-    token = state.admin_token()
+    token = given.state.admin_token()
     service = Service(world, policies, snapshot, token, __version__, joining, reader(config.file), endings)
     stack.callback(service.close)
-    server = Server(service, config.server, given, own_log)
+    server = Server(service, config.server, given.sockets, given.own_log)
     await server.start()
     stack.push_async_callback(server.stop)
     service.addresses = tuple(server.addresses)
