@@ -6,11 +6,17 @@ look to the next, passes rotate_at by what it writes in FLOOR (0.2 s) and while 
 quiet and bursts out passes it by at most what it writes in QUIET (10 s); what is too much then goes into several
 archives, none above rotate_at.
 
+The logs of an instance that would all be looked at after QUIET are still instead: the kernel is asked to note when
+something is written in their folder (folder_changes.py), and every QUIET its notes are read, for all that are still at
+once. Those that are in them are looked at; for the others nothing is done. Where the kernel notes nothing, they are
+looked at every QUIET.
+
 Archives are compressed when they have stayed for a while: in a burst most are deleted before.
 """
 
 import asyncio
 import heapq
+import math
 import os
 import threading
 import time
@@ -23,6 +29,7 @@ from typing import TypeVar
 import structlog
 from msgspec import Struct
 
+from branchd.adapters.folder_changes import FolderChanges
 from branchd.adapters.rotation import RotatedLog
 from branchd.core.values import Key
 
@@ -30,7 +37,7 @@ T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
-#: seconds between two looks at a log that does not grow; the looks of all such logs fall together
+#: seconds between two looks at logs that do not grow, or at what the kernel noted of them; all such fall together
 QUIET = 10.0
 
 #: seconds between two looks at a log that grows fast; looks that are due within this time are made together
@@ -50,6 +57,10 @@ def pause(backlog: int, rate: float, rotate_at: int) -> float:
     return min(max((rotate_at - backlog) / rate / 2, FLOOR), QUIET)
 
 
+def _boundary(now: float) -> float:
+    return (now // QUIET + 1) * QUIET
+
+
 class Watched(Struct):
     """A log and when to look at it next; times are those of time.monotonic()."""
 
@@ -62,6 +73,8 @@ class Watched(Struct):
     looked: float = 0
     size: int = -1  #: of the live file at the last look, with its hole; -1: look thoroughly, whatever it is now
     backlog: int | None = None  #: bytes of data that it held after the last look
+    waits: bool = False  #: for its turn, in the queue
+    slow: bool = False  #: as the last look found it, the next one is QUIET away
     left: bool = False  #: nobody looks after it any more
 
     def look(self) -> None:
@@ -72,10 +85,10 @@ class Watched(Struct):
         except FileNotFoundError:
             self.size, self.backlog, delay = -1, 0, QUIET
         except OSError as error:
-            _log.warning("log-rotation-failed", file=str(self.log.path), reason=str(error))
+            _log.warning("log-rotation-failed", file=self.log.file, reason=str(error))
             self.size, delay = -1, QUIET
-        self.looked = now
-        self.due = now + delay if delay < QUIET else (now // QUIET + 1) * QUIET
+        self.looked, self.slow = now, delay >= QUIET
+        self.due = now + delay if delay < QUIET else _boundary(now)
 
     def pack(self, after: float, go_on: Callable[[], bool]) -> None:
         """Compresses the archives that have stayed for so many seconds. Blocks; raises no OSError."""
@@ -84,13 +97,13 @@ class Watched(Struct):
         except FileNotFoundError:
             done = True  # the instance was deleted
         except OSError as error:
-            _log.warning("log-packing-failed", file=str(self.log.path), reason=str(error))
+            _log.warning("log-packing-failed", file=self.log.file, reason=str(error))
             done = False
         if not done and self.packs:
             self.pack_at = time.monotonic() + UNPACKED
 
     def _look(self, now: float) -> float:
-        size = os.stat(self.log.path, follow_symlinks=False).st_size
+        size = os.stat(self.log.file, follow_symlinks=False).st_size
         # A look right after another says nothing of how fast the log grows, nor does the first one at a full log.
         early = now - self.looked < FLOOR / 2
         if size == self.size:
@@ -108,6 +121,10 @@ class Watched(Struct):
         return pause(turn.left, growth / max(now - self.looked, FLOOR), self.rotate_at)
 
 
+#: logs of an instance, and the number under which the kernel tells that they grow
+_Stilled = dict[Key, tuple[tuple[Watched, ...], int]]
+
+
 class LogWatch:
     """Of all logs of a branch. Close it, or its threads stay."""
 
@@ -115,10 +132,15 @@ class LogWatch:
         self._watched: dict[Key, tuple[Watched, ...]] = {}
         self._queue: list[tuple[float, int, Key, Watched]] = []  #: a heap, by when it is due; the number ends a tie
         self._numbers = count()
+        self._changes = FolderChanges()
+        self._still: dict[int, Key] = {}  #: by the number under which the kernel notes that they grow
+        self._stills: dict[Key, int] = {}  #: the same, by the key
+        self._unpacked: set[Key] = set()  #: those that have archives for which it was too early
+        self._asked = self._ask_at = 0.0  #: when the kernel's notes were last read, and are next
         self._rotating = ThreadPoolExecutor(1, thread_name_prefix="log-rotation")
         self._packing = ThreadPoolExecutor(1, thread_name_prefix="log-packing", initializer=_be_nice)
         self._timer: asyncio.TimerHandle | None = None
-        self._round: asyncio.Future[None] | None = None
+        self._round: asyncio.Future[_Stilled] | None = None
         self._held: set[Key] = set()
         self._closed = False
 
@@ -126,11 +148,15 @@ class LogWatch:
         """At least one archive is always kept. What an earlier daemon left half done is set right at once."""
         before = self._watched.get(key, ())
         wanted = [(log, rotate_at, keep, pack) for log in logs]
+        now = time.monotonic()
         if [(it.log, it.rotate_at, it.keep, it.packs) for it in before] == wanted:
-            return  # the next process writes on where the last one ended
+            # The next process writes on where the last one ended; but its folder may have been made anew.
+            self._rouse(key, now)
+            self._wake()
+            return
+        self._disturb(key)
         for watched in before:
             watched.left = True
-        now = time.monotonic()
         self._watched[key] = tuple(Watched(log, rotate_at, keep, now, now if pack else None, pack) for log in logs)
         for watched in self._watched[key]:
             self._await(key, watched)
@@ -138,6 +164,7 @@ class LogWatch:
 
     def forget(self, key: Key) -> None:
         """After a last look: what a program wrote just before it ended is rotated too, and all is packed."""
+        self._disturb(key)
         for watched in self._watched.pop(key, ()):
             watched.left = True
             self._rotating.submit(watched.look)
@@ -167,15 +194,17 @@ class LogWatch:
             self.forget(key)
         for threads in (self._rotating, self._packing):
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
+        self._changes.close()
 
     def _await(self, key: Key, watched: Watched) -> None:
+        watched.waits = True
         heapq.heappush(self._queue, (watched.due, next(self._numbers), key, watched))
 
     def _wake(self) -> None:
         """One timer for all logs, set to the earliest; none while a round runs, which sets it when it ends."""
-        if self._round is not None or not self._queue:
+        if self._round is not None or not (self._queue or self._still):
             return
-        due = self._queue[0][0]
+        due = min(self._queue[0][0] if self._queue else math.inf, self._ask_at if self._still else math.inf)
         if self._timer is not None:
             if self._timer.when() <= due:
                 return
@@ -185,10 +214,13 @@ class LogWatch:
     def _start_round(self) -> None:
         self._timer = None
         soon = time.monotonic() + FLOOR
+        if self._still and self._ask_at <= soon:
+            self._ask(soon)
         due = []
         while self._queue and self._queue[0][0] <= soon:
             _, _, key, watched = heapq.heappop(self._queue)
-            if not watched.left:
+            watched.waits = False
+            if not (watched.left or key in self._stills):
                 due.append((key, watched))
         if not due:
             self._wake()
@@ -196,28 +228,91 @@ class LogWatch:
         self._round = asyncio.get_running_loop().run_in_executor(self._rotating, self._look_at, due)
         self._round.add_done_callback(partial(self._end_round, due))
 
-    def _end_round(self, looked: list[tuple[Key, Watched]], ended: asyncio.Future[None]) -> None:
+    def _end_round(self, looked: list[tuple[Key, Watched]], ended: asyncio.Future[_Stilled]) -> None:
         self._round = None
+        bug = None if ended.cancelled() else ended.exception()
+        for key, (logs, number) in ({} if ended.cancelled() or bug else ended.result()).items():
+            if self._watched.get(key) is not logs:  # not looked after any more, or in another way
+                self._changes.forget(number)
+            else:
+                self._still[number], self._stills[key] = key, number
         for key, watched in looked:
-            if not watched.left:
+            if not (watched.left or watched.waits or key in self._stills):
                 self._await(key, watched)
+        if self._still and self._ask_at <= time.monotonic():
+            self._ask_at = _boundary(time.monotonic())
         self._wake()
-        if not ended.cancelled():
-            ended.result()  # a bug, and nothing else, is raised here
+        if bug is not None:
+            raise bug
 
-    def _look_at(self, due: list[tuple[Key, Watched]]) -> None:
+    def _look_at(self, due: list[tuple[Key, Watched]]) -> _Stilled:
+        """Those that grow slowly, if at all, and that the kernel tells of since before they were looked at."""
+        stilled: _Stilled = {}
+        for key in dict.fromkeys(key for key, _ in due):
+            logs = self._watched.get(key, ())
+            if logs and all(watched.slow for watched in logs):
+                number = self._changes.watch(logs[0].log.folder)
+                if number is not None:
+                    stilled[key] = logs, number
         for key, watched in due:
-            watched.look()
-            if watched.pack_at is not None and watched.pack_at <= time.monotonic():
-                watched.pack_at = None
-                self._pack(key, watched, UNPACKED)
+            self._look(key, watched)
+        for key, (logs, number) in list(stilled.items()):
+            for watched in logs:
+                if watched.waits:  # its own turn comes later
+                    self._look(key, watched)
+            if not all(watched.slow and watched.pack_at is None for watched in logs):
+                del stilled[key]
+                self._changes.forget(number)
+        return stilled
+
+    def _look(self, key: Key, watched: Watched) -> None:
+        watched.look()
+        if watched.pack_at is not None and watched.pack_at <= time.monotonic():
+            watched.pack_at = None
+            self._pack(key, watched, UNPACKED)
+
+    def _ask(self, now: float) -> None:
+        """Whoever grew has its turn in this round."""
+        changed = self._changes.changed()
+        keys = list(self._stills) if changed is None else [self._still[it] for it in changed if it in self._still]
+        while self._unpacked:
+            keys.append(self._unpacked.pop())
+        for key in keys:
+            if key not in self._stills:
+                continue
+            for watched in self._watched[key]:
+                watched.looked = max(watched.looked, self._asked)  # it had not grown by then
+            self._rouse(key, now)
+        self._asked, self._ask_at = now, _boundary(now)
+
+    def _rouse(self, key: Key, now: float) -> None:
+        """Looks at it again from now on."""
+        if self._disturb(key):
+            for watched in self._watched[key]:
+                if not watched.waits:
+                    watched.due = now
+                    self._await(key, watched)
+
+    def _disturb(self, key: Key) -> bool:
+        """Whether it was still."""
+        number = self._stills.pop(key, None)
+        if number is None:
+            return False
+        del self._still[number]
+        self._changes.forget(number)
+        return True
 
     def _pack(self, key: Key, watched: Watched, after: float) -> None:
         def go_on() -> bool:
             return not self._closed and key not in self._held
 
+        def pack() -> None:
+            watched.pack(after, go_on)
+            if watched.pack_at is not None:
+                self._unpacked.add(key)
+
         if not self._closed:
-            self._packing.submit(watched.pack, after, go_on)
+            self._packing.submit(pack)
 
 
 def _be_nice() -> None:

@@ -19,6 +19,9 @@ STATUS_PATIENCE = 2.0
 #: seconds between two looks for zombies that nobody waits for; those who have a use for one have that long to reap it:
 #: other starters of processes in this daemon
 ORPHAN_PATIENCE = 1.0
+#: while none are found each look comes twice as late as the one before, until they are so many times as far apart: an
+#: idle daemon is woken by little else
+ORPHAN_REST = 8
 
 #: _IOWR(0xFF, 11, struct pidfd_info) of linux/pidfd.h, in its first size
 PIDFD_GET_INFO = 0xC000FF0B | 64 << 16
@@ -112,6 +115,7 @@ class OrphanReaper:
         self._waited_for = waited_for
         self._expecting = expecting
         self._seen: set[tuple[int, int]] = set()
+        self._pause = ORPHAN_PATIENCE
         self._next: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
@@ -127,13 +131,21 @@ class OrphanReaper:
         return [stat for pid in unknown if (stat := proc.stat(pid)) is not None]
 
     def _look(self) -> None:
-        self._next = self._loop.call_later(ORPHAN_PATIENCE, self._look)
-        looks = not self._expecting() and _has_zombies()
-        zombies = {(stat.pid, stat.started) for stat in self.orphans() if stat.ended} if looks else set()
+        self._pause = min(2 * self._pause, ORPHAN_REST * ORPHAN_PATIENCE)
+        try:
+            if self._expecting() or (_has_zombies() and self._reap()):
+                self._pause = ORPHAN_PATIENCE
+        finally:
+            self._next = self._loop.call_later(self._pause, self._look)
+
+    def _reap(self) -> bool:
+        """Reaps those that were zombies at the last look too; whether there are any."""
+        zombies = {(stat.pid, stat.started) for stat in self.orphans() if stat.ended}
         for pid, _ in zombies & self._seen:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
         self._seen = zombies - self._seen
+        return bool(zombies)
 
 
 def _has_zombies() -> bool:

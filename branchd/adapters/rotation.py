@@ -109,13 +109,24 @@ class RotatedLog:
     """
 
     def __init__(self, root: Path, app: str, instance: str, name: str) -> None:
-        self.path = Path(root, app, instance, name)
         self._folder = root, app, instance
         self._name = name
         self._lock = Lock()
         self.packing = Lock()  #: held while archives are compressed
         #: no archive is in the making, except the one that this object copies
         self._settled = False
+
+    @property
+    def folder(self) -> str:
+        return "{}/{}/{}".format(*self._folder)
+
+    @property
+    def file(self) -> str:
+        return f"{self.folder}/{self._name}"
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file)
 
     @contextmanager
     def layout(self) -> Iterator[Layout]:
@@ -262,7 +273,7 @@ class RotatedLog:
                     phase, until = Phase.CUT, _cut_before(live, layout, limit, block)
                 else:
                     phase, until = Phase.TRUNCATE, layout.size
-                    _log.warning("log-rotation-may-lose-bytes", file=str(self.path), reason="no holes here")
+                    _log.warning("log-rotation-may-lose-bytes", file=self.file, reason="no holes here")
                 copied = _copy_range(live, layout.head, until, copy)
                 os.fdatasync(copy)
             if copied and copied == until - layout.head:
@@ -307,7 +318,7 @@ class RotatedLog:
             if archive.phase is Phase.CUT:
                 os.fsync(folder)  # the archive has its name before the bytes are gone
                 if not fallocate(live, PUNCH_HOLE | KEEP_SIZE, 0, until):
-                    raise OSError(errno.EOPNOTSUPP, "the filesystem made holes before and refuses now", str(self.path))
+                    raise OSError(errno.EOPNOTSUPP, "the filesystem made holes before and refuses now", self.file)
                 archive = self._rename(folder, archive, replace(archive, phase=Phase.PUNCHED))
             if first_data(live) >= until:
                 fallocate(live, COLLAPSE_RANGE, 0, until)  # where it cannot be, the hole stays

@@ -14,6 +14,7 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
 from branchd.adapters import log_packing, log_reading, log_watching, logs
+from branchd.adapters.folder_changes import FolderChanges
 from branchd.adapters.log_watching import LogWatch, pause
 from branchd.adapters.logs import FileLogs
 from branchd.adapters.rotation import Cut
@@ -267,10 +268,24 @@ async def test_nothing_watched_nothing_set(files: FileLogs) -> None:
     assert files._watch._timer is None
 
 
-async def test_looks_at_idle_logs_fall_together(files: FileLogs, monkeypatch: pytest.MonkeyPatch) -> None:
-    rounds: list[int] = []
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many logs were looked at in each round."""
+    counted: list[int] = []
     look_at = LogWatch._look_at
-    monkeypatch.setattr(LogWatch, "_look_at", lambda watch, due: (rounds.append(len(due)), look_at(watch, due)))
+
+    def look(watch: LogWatch, due: list[Any]) -> Any:
+        counted.append(len(due))
+        return look_at(watch, due)
+
+    monkeypatch.setattr(LogWatch, "_look_at", look)
+    return counted
+
+
+async def test_looks_at_idle_logs_fall_together_where_the_kernel_tells_nothing(
+    files: FileLogs, rounds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FolderChanges, "watch", lambda self, folder: None)
     monkeypatch.setattr(log_watching, "QUIET", 0.5)
     monkeypatch.setattr(log_watching, "FLOOR", 0.001)
     for number in range(20):
@@ -280,6 +295,67 @@ async def test_looks_at_idle_logs_fall_together(files: FileLogs, monkeypatch: py
     rounds.clear()
     await until(lambda: len(rounds) >= 4)
     assert rounds[1:4] == [40, 40, 40]
+
+
+@pytest.mark.usefixtures("fast")
+async def test_logs_that_do_not_grow_are_not_looked_at_until_they_do(
+    files: FileLogs, folder: Path, rounds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    changed = FolderChanges.changed
+    monkeypatch.setattr(FolderChanges, "changed", lambda changes: asked.append(None) or changed(changes))
+    keys = [Key("shop", str(number)) for number in range(20)]
+    for key in keys:
+        write(files, key, lines(10))
+        files.watch(key, plain(100_000, 3))
+    await until(lambda: len(files._watch._stills) == 20, what="all still")
+    rounds.clear()
+    asked.clear()
+    await until(lambda: len(asked) >= 5, what="the kernel's notes were read")
+    assert not rounds
+    write(files, keys[7], lines(5_000))
+    await until(lambda: len(archives(folder.parent / keys[7].name)) == 3)
+    await until(lambda: len(files._watch._stills) == 20, what="all still again")
+    assert set(rounds) <= {1, 2}  # nobody else's
+    rounds.clear()
+    write(files, keys[7], lines(5_000))
+    await until(lambda: rounds, what="looked at when it grew again")
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_log_that_comes_late_to_a_still_instance_is_rotated(files: FileLogs, folder: Path) -> None:
+    write(files, KEY, joined=True)
+    files.watch(KEY, plain(100_000, 3))
+    await until(lambda: files._watch._stills)
+    (folder / "stderr.log").write_bytes(lines(5_000))
+    await until(lambda: len(list(folder.glob("stderr.log.*"))) == 3)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_still_log_whose_folder_is_made_anew_is_rotated(files: FileLogs, folder: Path) -> None:
+    write(files, KEY)
+    files.watch(KEY, plain(100_000, 3))
+    await until(lambda: files._watch._stills)
+    folder.parent.rename(folder.parent.with_name("aside"))
+    write(files, KEY, lines(5_000))
+    files.watch(KEY, plain(100_000, 3))  # its next process
+    await until(lambda: len(archives(folder)) == 3)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_when_the_kernel_lost_its_notes_all_logs_are_looked_at(
+    files: FileLogs, rounds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        write(files, Key("shop", str(number)))
+        files.watch(Key("shop", str(number)), plain(100_000, 3))
+    await until(lambda: len(files._watch._stills) == 3)
+    rounds.clear()
+    lost = [None]
+    monkeypatch.setattr(FolderChanges, "changed", lambda changes: lost.pop() if lost else set())
+    await until(lambda: rounds)
+    assert rounds[0] == 6
+    await until(lambda: len(files._watch._stills) == 3)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 4, 5])
