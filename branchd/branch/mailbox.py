@@ -5,7 +5,6 @@ failure of ours leads to, is the supervisor's.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 from branchd.core.lifecycle import Event, Symbol
@@ -24,7 +23,7 @@ class Mailbox:
         self._handle = handle
         self._failed = failed
         self._emptied = emptied
-        self._events: deque[Event] = deque()
+        self._events: list[Event] = []  #: seldom more than two; an empty deque takes 760 bytes
         self._draining: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -45,7 +44,7 @@ class Mailbox:
 
     def answer(self, event: Event) -> None:
         """While one is handled: this comes of it, and before whatever waits."""
-        self._events.appendleft(event)
+        self._events.insert(0, event)
 
     async def idle(self) -> None:
         """Returns when what was posted so far is handled."""
@@ -65,7 +64,7 @@ class Mailbox:
     async def _drain(self) -> None:
         try:
             while self._events:
-                await self._handle(self._events.popleft())
+                await self._handle(self._events.pop(0))
         except Exception as error:  # noqa: BLE001  # a bug of ours, whatever it is: the supervisor logs it
             self._events.clear()
             self._failed(error)
