@@ -139,15 +139,18 @@ def page(
     """The items after the cursor, at most `limit`; they are sorted by their place."""
     limit, cursor = call.get(LIMIT), call.get(CURSOR)
     first = 0 if cursor is None else bisect.bisect_right(items, cursor, key=place)
-    found = [(place(item), encode(item)) for item in items[first : first + limit]]
+    chosen = items[first : first + limit]
+    shown = [encode(item) for item in chosen]
+    last = place(chosen[-1]) if chosen else None
     more = first + limit < len(items) or elsewhere.more
     if elsewhere.items:
-        more = more or len(found) + len(elsewhere.items) > limit
+        more = more or len(shown) + len(elsewhere.items) > limit
         theirs = heapq.nsmallest(limit, elsewhere.items, key=itemgetter(0))  # of many branches few are shown
-        found = sorted([*found, *((where, json.dumps(item)) for where, item in theirs)])[:limit]
-    following = base64.urlsafe_b64encode(json.dumps(found[-1][0])).decode() if more and found else None
+        found = sorted([*zip(map(place, chosen), shown, strict=True), *((at, json.dumps(item)) for at, item in theirs)])
+        shown, last = [each for _, each in found[:limit]], found[:limit][-1][0]
+    following = base64.urlsafe_b64encode(json.dumps(last)).decode() if more and last else None
     body = b'{"items":[%b],"next":%b,"partial":%b,"unreachable":%b}' % (
-        b",".join(shown for _, shown in found),
+        b",".join(shown),
         json.dumps(following),
         json.dumps(bool(elsewhere.unreachable)),
         json.dumps(sorted(elsewhere.unreachable)),

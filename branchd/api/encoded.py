@@ -3,6 +3,7 @@
 The service gives the same object while nothing changed, so that a list of all instances is a join of bytes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from branchd.wire import json
@@ -17,14 +18,16 @@ def encoded(value: Any) -> bytes:
 
 
 class Encoded:
-    def __init__(self) -> None:
+    def __init__(self, shape: Callable[[Instance], Any] = lambda instance: instance) -> None:
+        """`shape`: what is shown of an instance."""
+        self._shape = shape
         self._known: dict[tuple[str, str], tuple[Instance, bytes]] = {}
 
     def one(self, instance: Instance) -> bytes:
         key = instance.app, instance.name
         known = self._known.get(key)
         if known is None or known[0] is not instance:
-            known = self._known[key] = instance, encoded(instance)
+            known = self._known[key] = instance, encoded(self._shape(instance))
         return known[1]
 
     def prune(self, present: list[Instance]) -> None:

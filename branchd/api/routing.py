@@ -50,7 +50,8 @@ class House(Value):
     service: Service
     settings: HttpSettings
     streams: Streams
-    encoded: Encoded
+    encoded: Encoded  #: instances
+    statuses: Encoded  #: how they are
     document: Callable[[], bytes]  #: the OpenAPI document
 
 

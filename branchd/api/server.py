@@ -22,6 +22,7 @@ from branchd.branch.service import Service
 from branchd.core.access import Principal
 from branchd.core.errors import Unavailable
 from branchd.wire import json
+from branchd.wire.resources import InstanceStatus
 
 #: seconds that stop() leaves requests to be answered
 SHUTDOWN_TIMEOUT = 3.0
@@ -43,7 +44,7 @@ STREAMS = web.AppKey("streams", Streams)
 def make_app(service: Service, settings: HttpSettings, own_log: OwnLog) -> web.Application:
     streams = Streams()
     document = cache(lambda: json.dumps(openapi.document(ROUTES)))
-    house = House(service, settings, streams, Encoded(), document)
+    house = House(service, settings, streams, Encoded(), Encoded(InstanceStatus.of), document)
     guard = Guard(service.tokens, settings)
     rim = edge.Edge(house, guard)
     app = web.Application(middlewares=[rim.middleware()], client_max_size=settings.body_limit)

@@ -53,7 +53,7 @@ def ps(session: Session, selection: Selection, form: str) -> int:
     With a SELECTOR the exit code is 3 when one of them is STOPPED, EXITED or FATAL.
     """
 
-    found = run(find(session.client(), selection))
+    found = run(find(session.client(), selection, statuses=form == "table"))
     show(form, found.document, COLUMNS, found.label)
     missing(found.unreachable)
     return _exit(found, bool(selection.patterns))

@@ -122,8 +122,11 @@ def select(selection: Selection, instances: Sequence[Object]) -> list[Object]:
     return found
 
 
-async def find(client: BranchdClient, selection: Selection) -> Found:
-    """As select(), over what the API has; where all are named exactly it is asked for them alone. Uncertain."""
+async def find(client: BranchdClient, selection: Selection, *, statuses: bool = False) -> Found:
+    """As select(), over what the API has; where all are named exactly it is asked for them alone. Uncertain.
+
+    `statuses`: how they are is enough; what was asked for may be left out.
+    """
     if selection.patterns and all(pattern.exact and not pattern.bare for pattern in selection.patterns):
         names = dict.fromkeys((pattern.branch, pattern.app, pattern.name) for pattern in selection.patterns)
         asked = [(client.at(branch) if branch else client, app, name) for branch, app, name in names]
@@ -135,7 +138,7 @@ async def find(client: BranchdClient, selection: Selection) -> Found:
         else:
             unique = {(one["branch"], label(one)): one for one in instances}
             return Found(select(selection, list(unique.values())))
-    everything = await client.instances()
+    everything = await (client.statuses() if statuses and not selection.labels else client.instances())
     try:
         return Found(select(selection, everything["items"]), everything["unreachable"])
     except NotFound as error:
@@ -146,7 +149,7 @@ async def find(client: BranchdClient, selection: Selection) -> Found:
 
 
 def _passes(selection: Selection, instance: Object) -> bool:
-    labels = instance["effective"].get("labels", {})
+    labels = instance.get("effective", {}).get("labels", {})
     return all(labels.get(name) == value for name, value in selection.labels) and (
         not selection.states or instance["status"]["state"] in selection.states
     )

@@ -189,6 +189,10 @@ class BranchdClient:
     async def instances(self, app: str | None = None) -> Object:
         return await self._asking.list("/v1/instances" if app is None else _path("apps", app, "instances"))
 
+    async def statuses(self) -> Object:
+        """As instances(), without what was asked for: quicker where there are hundreds."""
+        return await self._asking.list("/v1/status")
+
     async def instance(self, app: str, name: str) -> Object:
         return await self._asking.object("GET", _instance(app, name))
 

@@ -76,6 +76,25 @@ class Instance(Value):
     source: str = ""  #: the file that defines it; empty: the API made it
 
 
+class InstanceStatus(Value):
+    """How an instance is, without what was asked for, which is most of it and seldom changes."""
+
+    app: str
+    name: str
+    branch: str
+    placement: Placement
+    kind: Kind
+    generation: int
+    status: Status
+
+    @classmethod
+    def of(cls, instance: Instance) -> "InstanceStatus":
+        return cls(
+            instance.app, instance.name, instance.branch, instance.placement, instance.kind, instance.generation,
+            instance.status,
+        )  # fmt: skip
+
+
 class AskedBranch(Value):
     """What a branch answered when it was asked for room; the figures are null where it did not answer."""
 

@@ -233,16 +233,25 @@ async def test_lists_are_filtered(query: str, names: list[str], shop: Api) -> No
     await shop("PUT", f"{WEB}?wait=5s", {"labels": {"team": "x", "tier": "a"}})
     await shop("PUT", "/v1/apps/shop/instances/web-2?wait=5s", {"labels": {"team": "x"}})
     await shop("PUT", "/v1/apps/shop/instances/mail-1", {"wanted": "down"})
-    for path in ("/v1/instances", "/v1/apps/shop/instances"):
+    for path in ("/v1/instances", "/v1/status", "/v1/apps/shop/instances"):
         assert [item["name"] for item in (await shop("GET", f"{path}?{query}")).json["items"]] == names
 
 
-async def test_a_list_shows_a_change_at_once(shop: Api) -> None:
+@pytest.mark.parametrize("path", ["/v1/instances", "/v1/status"])
+async def test_a_list_shows_a_change_at_once(path: str, shop: Api) -> None:
     await shop("PUT", f"{WEB}?wait=5s", {})
-    before = (await shop("GET", "/v1/instances")).json["items"]
-    assert (await shop("GET", "/v1/instances")).json["items"] == before
+    before = (await shop("GET", path)).json["items"]
+    assert (await shop("GET", path)).json["items"] == before
     await shop("POST", f"{WEB}/actions/stop?wait=5s")
-    assert (await shop("GET", "/v1/instances")).json["items"][0]["status"]["state"] == "STOPPED"
+    assert (await shop("GET", path)).json["items"][0]["status"]["state"] == "STOPPED"
+
+
+async def test_statuses_are_the_instances_without_what_was_asked_for(shop: Api) -> None:
+    await shop("PUT", f"{WEB}?wait=5s", {"labels": {"team": "x"}})
+    [instance] = (await shop("GET", "/v1/instances")).json["items"]
+    [status] = (await shop("GET", "/v1/status")).json["items"]
+    left = {"spec", "effective", "created_at", "source"}
+    assert status == {name: value for name, value in instance.items() if name not in left}
 
 
 async def test_a_wait_does_not_hold_the_stop_of_the_server(

@@ -3,12 +3,15 @@
 import asyncio
 import json
 import os
+from typing import Any
 
 import pytest
 
 from branchd.api import answers, scatter
 from branchd.branch.mesh import carrying
 from branchd.branch.ports import Served
+from branchd.cli.loopback import Loopback
+from branchd.core.access import Principal
 from branchd.core.spec import Logs
 from branchd.core.values import Key
 from tests.api.conftest import COMMAND
@@ -26,7 +29,7 @@ async def test_lists_show_all_branches_in_pages_that_fit_together(town: Neighbou
     for member, name in (("a", "x"), ("b", "x"), ("c", "x"), ("a", "z"), ("c", "a")):
         await town[member].api("PUT", f"{NEW}/{name}?local=1", {"labels": {"on": member}})
     everything = [("a", "c"), ("web", "b"), ("x", "a"), ("x", "b"), ("x", "c"), ("z", "a")]
-    for path in ("/v1/instances", NEW):
+    for path in ("/v1/instances", "/v1/status", NEW):
         seen, cursor = [], ""
         while True:
             page = (await town["b"].api("GET", f"{path}?limit=2{cursor}")).json
@@ -87,6 +90,19 @@ async def test_who_answers_with_no_list_spoils_nobody_elses(
     await town["a"].api("PUT", f"{NEW}/mine?local=1", {})
     monkeypatch.setattr(scatter, "whole", whole)
     page = (await town["a"].api("GET", "/v1/instances")).json
+    assert ([one["name"] for one in page["items"]], page["unreachable"]) == (["mine"], ["b", "c"])
+
+
+async def test_who_does_not_know_the_list_is_named(town: Neighbourhood, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch of an earlier version."""
+    serve = Loopback.serve
+
+    def earlier(door: Loopback, principal: Principal, method: str, target: str, *rest: Any) -> Any:
+        return serve(door, principal, method, target.replace("/v1/status", "/v1/unknown"), *rest)
+
+    monkeypatch.setattr(Loopback, "serve", earlier)
+    await town["a"].api("PUT", f"{NEW}/mine?local=1", {})
+    page = (await town["a"].api("GET", "/v1/status")).json
     assert ([one["name"] for one in page["items"]], page["unreachable"]) == (["mine"], ["b", "c"])
 
 

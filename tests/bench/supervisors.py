@@ -191,7 +191,7 @@ class Branchd(Supervisor):
         self._ask("GET", "/readyz")
 
     def status_of_all(self) -> int:
-        items = json.loads(self._ask("GET", "/v1/instances?limit=1000"))["items"]
+        items = json.loads(self._ask("GET", "/v1/status?limit=1000"))["items"]
         return sum(item["status"]["state"] == "RUNNING" for item in items)
 
     def status_of_one(self, name: str) -> bool:

@@ -18,6 +18,7 @@ from branchd.api.answers import (
     nothing,
     page,
 )
+from branchd.api.encoded import Encoded
 from branchd.api.handlers.apps import RESTART, Patch, Restarting, begun
 from branchd.api.parameters import Parameter, one_of, text
 from branchd.api.routing import WAIT, About, Call, Routes
@@ -28,7 +29,7 @@ from branchd.core.lifecycle import State
 from branchd.core.spec import Wanted
 from branchd.core.value import Value
 from branchd.wire.decode import decode
-from branchd.wire.resources import Instance, Operation, Stats
+from branchd.wire.resources import Instance, InstanceStatus, Operation, Stats
 
 route = Routes()
 
@@ -55,11 +56,28 @@ class Signal(Value):
 )
 async def list_all_instances(call: Call) -> web.Response:
     """Instances of all apps, of all branches."""
+    return await _all(call, call.house.encoded)
+
+
+@route(
+    "GET",
+    "/v1/status",
+    scope=Scope.READ,
+    returns={200: list[InstanceStatus]},
+    query=(*FILTERS, APP),
+    about=About.NEIGHBOURHOOD,
+)
+async def list_statuses(call: Call) -> web.Response:
+    """How the instances of all apps are, of all branches: of each what changes, without what was asked for."""
+    return await _all(call, call.house.statuses)
+
+
+async def _all(call: Call, shown: Encoded) -> web.Response:
     instances = call.service.instances.list()
-    call.house.encoded.prune(instances)
+    shown.prune(instances)
     if (app := call.get(APP)) is not None:
         instances = [instance for instance in instances if instance.app == app]
-    return _page(call, instances, await _elsewhere(call))
+    return _page(call, instances, await _elsewhere(call), shown)
 
 
 @route(
@@ -79,7 +97,7 @@ async def list_instances(call: Call) -> web.Response:
         if not elsewhere.known and not elsewhere.unreachable:
             raise
         instances = []
-    return _page(call, instances, elsewhere)
+    return _page(call, instances, elsewhere, call.house.encoded)
 
 
 async def _elsewhere(call: Call) -> Elsewhere:
@@ -94,7 +112,7 @@ def _place(instance: Mapping[str, Any]) -> Place:
     return instance["app"], instance["name"], instance["branch"]
 
 
-def _page(call: Call, instances: list[Instance], elsewhere: Elsewhere) -> web.Response:
+def _page(call: Call, instances: list[Instance], elsewhere: Elsewhere, shown: Encoded) -> web.Response:
     name, branch, states = call.get(NAME), call.get(BRANCH), call.get(STATE)
     labels = [label.partition("=")[::2] for label in call.get(LABEL)]
     if name or branch or states or labels:
@@ -106,7 +124,7 @@ def _page(call: Call, instances: list[Instance], elsewhere: Elsewhere) -> web.Re
             and (not states or instance.status.state in states)
             and all(instance.effective.get("labels", {}).get(label) == value for label, value in labels)
         ]
-    return page(call, instances, lambda one: (one.app, one.name, one.branch), call.house.encoded.one, elsewhere)
+    return page(call, instances, lambda one: (one.app, one.name, one.branch), shown.one, elsewhere)
 
 
 @route(
