@@ -119,7 +119,7 @@ def test_replies() -> None:
 
 @pytest.mark.parametrize("reply", [{}, {"id": "7"}, {"id": -1}, {"id": 7, "error": ["no"]}])
 def test_replies_have_a_number_and_at_most_a_text_as_error(reply: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="id|error"):
+    with pytest.raises(ValueError, match=r"id|error"):
         parse(json.dumps({"type": "reply", **reply}))
 
 
