@@ -149,6 +149,7 @@ class LinuxProcesses:
         launch: Launch,
         output: AbstractContextManager[tuple[int, int]],
         on_exit: Callable[[Exit], None],
+        sure: asyncio.Future[None] | None = None,
     ) -> LinuxProcess:
         who = self.accounts.credentials(launch.user, launch.group)
         program = precheck.located(launch, who)
@@ -157,7 +158,7 @@ class LinuxProcesses:
             with self._cgroups.entered(key, launch.limits) as (cgroup, folder):
                 try:
                     with output as (stdout, stderr):
-                        begun = await self._spawning.spawn(order, [stdout, stderr, *folder])
+                        begun = await self._spawning.spawn(order, [stdout, stderr, *folder], sure)
                 except OSError as error:
                     raise _failed(error, program, launch, who) from error
                 except SpawnerLost as error:
@@ -358,6 +359,7 @@ class LinuxProcesses:
             launch.limits.nice,
             launch.limits.oom_score_adj if launch.limits.oom_score_adj is not None else self._oom_score_adj,
             stdin,
+            False,
         )
 
     def _joined(self, process: LinuxProcess) -> bool:

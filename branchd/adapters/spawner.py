@@ -19,17 +19,22 @@ import sys
 import time
 
 # `socket` would bring `enum` and `selectors`, 1 MB: a quarter of what this process has to itself.
-from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
+from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, SCM_RIGHTS, SOL_SOCKET, socket
 
 #: A request: the length of what follows, and then marshal's bytes of an Order. With its first byte come the
-#: descriptors: stdout, stderr, and the cgroup's folder where there is one.
+#: descriptors: stdout, stderr, the cgroup's folder where there is one, and the gate where it waits for one.
 LENGTH = struct.Struct("=I")
 
+#: what is written to a gate to let its program be executed: a byte for the clone, and one for the clone that may take
+#: the place of one that was killed. A gate that ends without is not to be passed.
+PASS = b"gg"
+
 #: program, argv, environment, directory, umask (-1: the daemon's), who (uid, gid, supplementary groups; None: as the
-#: daemon), limits (number, soft, hard), niceness and oom_score_adj (each None: the daemon's), what it reads from stdin
+#: daemon), limits (number, soft, hard), niceness and oom_score_adj (each None: the daemon's), what it reads from stdin,
+#: whether it waits for a gate before it executes the program
 Order = tuple[
     bytes, list[bytes], dict[bytes, bytes], bytes, int, "tuple[int, int, list[int]] | None",
-    "list[tuple[int, int, int]]", "int | None", "int | None", bytes,
+    "list[tuple[int, int, int]]", "int | None", "int | None", bytes, bool,
 ]  # fmt: skip
 
 #: An answer, as soon as a program has begun or failed: which request since the start, from 0; pid, or 0 where there is
@@ -62,7 +67,7 @@ _LIBC = ctypes.PyDLL(None, use_errno=True)
 
 
 class _CloneArguments(ctypes.Structure):
-    """struct clone_args of linux/sched.h."""
+    """struct clone_args of linux/sched.h. Made once: each page that is written to between two clones is copied."""
 
     _fields_ = tuple(
         (name, ctypes.c_uint64)
@@ -79,7 +84,7 @@ class _Begun:
     def __init__(self, number: int, order: Order, descriptors: list[int], pid: int, pidfd: int, joined: bool) -> None:
         self.number = number
         self.order = order
-        self.descriptors = descriptors
+        self.descriptors = descriptors  #: ours, as they came
         self.pid = pid
         self.pidfd = pidfd
         self.joined = joined
@@ -93,6 +98,9 @@ class Spawner:
         self._requests = 0
         self._begun: dict[int, _Begun] = {}  # by the descriptor on which a clone tells of a failure, or executes
         self._clone3 = True
+        self._pidfd = ctypes.c_int(-1)
+        self._arguments = _CloneArguments(pidfd=ctypes.addressof(self._pidfd))
+        self._call = _SYS_CLONE3, ctypes.byref(self._arguments), ctypes.sizeof(self._arguments)
         self._poll = select.poll()
         self._poll.register(line, select.POLLIN)
 
@@ -108,7 +116,7 @@ class Spawner:
 
     def _take(self) -> bool:
         """One request; False where there is none any more."""
-        head, ancillary, _, _ = self._line.recvmsg(LENGTH.size, CMSG_SPACE(3 * 4), MSG_CMSG_CLOEXEC)
+        head, ancillary, flags, _ = self._line.recvmsg(LENGTH.size, CMSG_SPACE(4 * 4), MSG_CMSG_CLOEXEC)
         descriptors: list[int] = []
         for _, kind, data in ancillary:
             if kind == SCM_RIGHTS:
@@ -119,7 +127,7 @@ class Spawner:
             return False
         number, self._requests = self._requests, self._requests + 1
         # Descriptors do not arrive where our table is full, and for no other reason.
-        if len(descriptors) < 2:
+        if flags & MSG_CTRUNC or len(descriptors) < 2:
             self._refuse(number, descriptors, _EMFILE)
         else:
             self._begin(number, marshal.loads(order), descriptors, self._clone3)  # noqa: S302  the daemon's own words
@@ -143,7 +151,7 @@ class Spawner:
             self._refuse(number, descriptors, error.errno or 0)
             return
         try:
-            pid, pidfd, joined = self._clone(descriptors[2] if len(descriptors) > 2 else -1, into)
+            pid, pidfd, joined = self._clone(_cgroup(order, descriptors), into)
         except OSError as error:
             os.close(failing)
             os.close(failed)
@@ -164,7 +172,9 @@ class Spawner:
         """As fork(2): pid, pidfd, and whether it is in the cgroup already, or that was not to be had."""
         if into:
             try:
-                return *_clone3(cgroup), True
+                self._arguments.flags = _CLONE_PARENT | _CLONE_PIDFD | (_CLONE_INTO_CGROUP if cgroup >= 0 else 0)
+                self._arguments.cgroup = max(cgroup, 0)
+                return _checked(_LIBC.syscall(*self._call)), self._pidfd.value, True
             except OSError as error:
                 # A container's filter of system calls knows clone and not clone3; or nobody may begin in that cgroup.
                 self._clone3 = error.errno not in (_EPERM, _ENOSYS)
@@ -172,9 +182,8 @@ class Spawner:
                     raise
         if _SYS_CLONE is None:
             raise OSError(_ENOSYS, os.strerror(_ENOSYS))
-        pidfd = ctypes.c_int(-1)
-        pid = _LIBC.syscall(_SYS_CLONE, _CLONE_PARENT | _CLONE_PIDFD, None, ctypes.byref(pidfd), None, None)
-        return *_checked(pid, pidfd.value), False
+        pid = _LIBC.syscall(_SYS_CLONE, _CLONE_PARENT | _CLONE_PIDFD, None, ctypes.byref(self._pidfd), None, None)
+        return _checked(pid), self._pidfd.value, False
 
     def _settle(self, descriptor: int) -> None:
         """A clone has failed, or executed its program and so closed its end."""
@@ -194,7 +203,7 @@ class Spawner:
         killed at once (cgroup.kill). Joining is spared that.
         """
         begun = self._begun[descriptor]
-        if not begun.joined or len(begun.descriptors) < 3:
+        if not begun.joined or _cgroup(begun.order, begun.descriptors) < 0:
             self._answer(descriptor, _ECANCELED, 0)
             return
         self._forget(descriptor)
@@ -221,30 +230,25 @@ class Spawner:
         return self._begun.pop(descriptor)
 
 
-def _clone3(cgroup: int) -> tuple[int, int]:
-    pidfd = ctypes.c_int(-1)
-    arguments = _CloneArguments(
-        flags=_CLONE_PARENT | _CLONE_PIDFD | (_CLONE_INTO_CGROUP if cgroup >= 0 else 0),
-        pidfd=ctypes.addressof(pidfd),
-        cgroup=max(cgroup, 0),
-    )
-    return _checked(_LIBC.syscall(_SYS_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments)), pidfd.value)
-
-
-def _checked(pid: int, pidfd: int) -> tuple[int, int]:
+def _checked(pid: int) -> int:
     if pid < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return pid, pidfd
+    return pid
+
+
+def _cgroup(order: Order, descriptors: list[int]) -> int:
+    """The descriptor of its folder; -1: there is none."""
+    return descriptors[2] if len(descriptors) > 2 + order[-1] else -1
 
 
 def _become(order: Order, daemon: int, descriptors: list[int], joined: bool, failed: int) -> None:
     """In the clone: executes the program, or tells why not. Never returns. Everything else closes on exec."""
-    program, argv, env, directory, umask, who, limits, nice, oom_score_adj, stdin = order
+    program, argv, env, directory, umask, who, limits, nice, oom_score_adj, stdin, waits = order
     step = 1
     try:
         os.setsid()
-        if not joined and len(descriptors) > 2:
-            _write("cgroup.procs", b"0", descriptors[2])
+        if not joined and (cgroup := _cgroup(order, descriptors)) >= 0:
+            _write("cgroup.procs", b"0", cgroup)
         # What is not granted here is left as it is: branchd tells of it beforehand.
         for number, soft, hard in limits:
             _limit(number, soft, hard)
@@ -263,10 +267,13 @@ def _become(order: Order, daemon: int, descriptors: list[int], joined: bool, fai
         step = 3
         os.chdir(directory)
         step = 4
-        os.dup2(_readable(stdin) if stdin else os.open("/dev/null", os.O_RDONLY), 0)
+        if stdin:  # else it stays ours, which is /dev/null
+            os.dup2(_readable(stdin), 0)
         os.dup2(descriptors[0], 1)
         os.dup2(descriptors[1], 2)
         step = 5
+        if waits and not os.read(descriptors[-1], 1):
+            raise OSError(_ECANCELED, "")
         os.write(failed, _READY)
         if os.getppid() == daemon:  # else nobody would know of it
             os.execve(program, argv, env)  # noqa: S606  what this is for

@@ -20,7 +20,7 @@ from pathlib import Path
 import structlog
 
 from branchd.adapters import proc, spawner
-from branchd.adapters.spawner import ANSWER, LENGTH, PATIENCE, STEPS, Order
+from branchd.adapters.spawner import ANSWER, LENGTH, PASS, PATIENCE, STEPS, Order
 from branchd.core.value import Value
 
 log = structlog.get_logger()
@@ -81,12 +81,47 @@ class Spawning:
         if self._helper is not None:
             self._end(self._helper)
 
-    async def spawn(self, order: Order, descriptors: Sequence[int]) -> Begun:
+    async def spawn(
+        self, order: Order, descriptors: Sequence[int], sure: asyncio.Future[None] | None = None
+    ) -> Begun:
         """Descriptors: stdout, stderr, and the folder of a cgroup where there is one. They stay the caller's.
+
+        Nothing is executed before `sure` is done. What that raises is raised, and then nothing is executed at all.
 
         OSError with its number, and which of STEPS it was as its filename; SpawnerLost. Not when it is cancelled: then
         the program may begin all the same.
         """
+        if sure is None:
+            return await self._answered(*await self._order(order, descriptors))
+        if sure.done():
+            sure.result()
+            return await self._answered(*await self._order(order, descriptors))
+        gate, way = os.pipe()
+        try:
+            try:
+                line, answer = await self._order((*order[:-1], True), (*descriptors, gate))
+            finally:
+                os.close(gate)
+            try:
+                await asyncio.wait([sure])
+            except asyncio.CancelledError:
+                answer.cancel()
+                raise
+            if sure.exception() is None:
+                with contextlib.suppress(BrokenPipeError):  # it failed on the way to the gate: its answer says why
+                    os.write(way, PASS)
+        finally:
+            os.close(way)
+        try:
+            return await self._answered(line, answer)
+        except (OSError, SpawnerLost):
+            sure.result()
+            raise
+
+    async def _order(
+        self, order: Order, descriptors: Sequence[int]
+    ) -> tuple[socket.socket, asyncio.Future[Begun]]:
+        """The line that it went over, and what is to come back."""
         answer: asyncio.Future[Begun] = self._loop.create_future()
         async with self._sending:
             if self._helper is None:
@@ -98,6 +133,9 @@ class Spawning:
                 await self._send(line, marshal.dumps(order), struct.pack(f"={len(descriptors)}i", *descriptors))
             except OSError as error:
                 self._lost(line, str(error))
+        return line, answer
+
+    async def _answered(self, line: socket.socket, answer: asyncio.Future[Begun]) -> Begun:
         try:
             async with asyncio.timeout(2 * PATIENCE) as patience:
                 return await answer

@@ -115,6 +115,10 @@ class SqliteStore:
         """
         await self._ask(partial(_apply_all, changes), writes=True, durable=durable)
 
+    def begin_write(self, *changes: Change) -> asyncio.Future[None]:
+        """As write(), not durable, and asked for when this returns."""
+        return self._asked(partial(_apply_all, changes), writes=True)
+
     async def events(self, after: int, limit: int) -> Sequence[EventRecord]:
         """The next events with an id above `after`, oldest first; StorageFailed."""
         return await self._ask(partial(read_events, after=after, limit=limit))
@@ -155,17 +159,23 @@ class SqliteStore:
             connection.executescript("\n".join(steps))
 
     async def _ask(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = False, durable: bool = False) -> T:
-        if self._thread is None:
-            raise StorageFailed("the store is closed")
+        return await self._asked(work, writes=writes, durable=durable)
+
+    def _asked(
+        self, work: Callable[[sqlite3.Connection], T], *, writes: bool = False, durable: bool = False
+    ) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
+        if self._thread is None:
+            done.set_exception(StorageFailed("the store is closed"))
+            return done
         self._waiting.append(_Job(work, writes, durable, done))
         if not self._busy:
             # Not at once: to wake a thread costs more than what most of them ask for, so that a round of the loop
             # asks for all at a time.
             self._busy = True
             loop.call_soon(self._hand_over)
-        return await done
+        return done
 
     def _hand_over(self) -> None:
         jobs, self._waiting = self._waiting, []

@@ -1,5 +1,6 @@
 """Changes and the events that tell of them, committed together, then published."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,3 +31,10 @@ class Journal:
                 self._events.publish(told)
             raise
         self._events.publish(told)
+
+    def begin(self, *changes: Change, events: Sequence[Told] = ()) -> asyncio.Future[None]:
+        """As commit(), `regardless`; asked for when this returns: before all that is committed later."""
+        told = [self._events.number(self._wall(), *event) for event in events]
+        done = self._store.begin_write(*changes, *(Put(event) for event in told))
+        done.add_done_callback(lambda _: self._events.publish(told))
+        return done

@@ -2,6 +2,7 @@
 environment and where its output goes. Whether and when it is started is the supervisor's.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 
@@ -32,10 +33,13 @@ class Launching:
             self._digested = spec, hashlib.sha256(json.dumps(launched_with(spec))).hexdigest()
         return self._digested[1]
 
-    async def start(self, spec: Spec, queues: Queues, nonce: str, on_exit: Callable[[Exit], None]) -> Process:
+    async def start(
+        self, spec: Spec, queues: Queues, nonce: str, on_exit: Callable[[Exit], None], sure: asyncio.Future[None]
+    ) -> Process:
+        """`sure`: before it is done, nothing of the program is executed."""
         launch = self._launch(spec, queues)
         output = self._world.logs.open(self._key, spec.logs)
-        return await self._world.processes.spawn(self._key, nonce, launch, output, on_exit)
+        return await self._world.processes.spawn(self._key, nonce, launch, output, on_exit, sure)
 
     def beside(self, spec: Spec, queues: Queues, argv: tuple[str, ...]) -> Launch:
         """How another program is run as the instance is."""

@@ -3,6 +3,7 @@
 The adapters and the fakes under tests/ pass the same conformance suites (tests/adapters/conformance_*.py).
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol
@@ -61,8 +62,12 @@ class Processes(Protocol):
         launch: Launch,
         output: AbstractContextManager[tuple[int, int]],
         on_exit: Callable[[Exit], None],
+        sure: asyncio.Future[None] | None = None,
     ) -> Process:
         """Starts it in a session of its own, marked with the nonce; SpawnFailed when that is impossible.
+
+        Nothing of the program is executed before `sure` is done, though all is prepared, and nothing at all where that
+        raises: then this raises the same.
 
         `output` is entered when its turn comes, gives the descriptors of stdout and stderr, and is left before this
         returns. One that is cancelled meanwhile may run or not: find() tells.
@@ -288,6 +293,9 @@ class Store(Protocol):
 
         Concurrent writes share a commit. StorageFailed.
         """
+
+    def begin_write(self, *changes: Change) -> asyncio.Future[None]:
+        """The same, not durable, and asked for when this returns: before all that is written later."""
 
     async def events(self, after: int, limit: int) -> Sequence[EventRecord]:
         """The next events with an id above `after`, oldest first."""

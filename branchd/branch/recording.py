@@ -4,6 +4,7 @@ Here the record changes and is committed, with the event that tells of it. When 
 supervisor's.
 """
 
+import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 
@@ -106,18 +107,30 @@ class Recording:
 
     async def save(self, before: Machine, pid: int | None, logs: Logs) -> bool:
         """Commits it, with an event where the state is another than before. False when the store took nothing."""
-        machine = self.run.machine
+        words: tuple[str, ...] = ()
+        if self._moved_on(before):
+            words = await last_words(self._world, self.run.key, logs, self.run.machine.state)
+        try:
+            await self.begin(before, pid, words)
+        except StorageFailed as failure:
+            self.failed(failure)
+            return False
+        return True
+
+    def begin(self, before: Machine, pid: int | None, words: tuple[str, ...] = ()) -> asyncio.Future[None]:
+        """The same, under way when this returns, with those last words; StorageFailed, which failed() is to be told."""
         events = []
-        if machine.state is not before.state or machine.run != before.run:
-            words = await last_words(self._world, self.run.key, logs, machine.state)
-            self.run = replace(self.run, last_words=words if machine.state is State.FATAL else ())
+        if self._moved_on(before):
+            self.run = replace(self.run, last_words=words if self.run.machine.state is State.FATAL else ())
             self._on_change()
             events = [transition(before, self.run, pid, self._in_flight, words)]
         self.saved = True  # now: what changes while this is committed is not in it
-        try:
-            await self._journal.commit(Put(self.run), events=events, regardless=True)
-        except StorageFailed as failure:
-            log.error("not saved", instance=str(self.run.key), reason=failure.detail)
-            self.saved = False
-            return False
-        return True
+        return self._journal.begin(Put(self.run), events=events)
+
+    def failed(self, failure: StorageFailed) -> None:
+        """What was committed was not."""
+        log.error("not saved", instance=str(self.run.key), reason=failure.detail)
+        self.saved = False
+
+    def _moved_on(self, before: Machine) -> bool:
+        return self.run.machine.state is not before.state or self.run.machine.run != before.run

@@ -7,6 +7,7 @@ Its parts stand beside it: what waits to be handled (mailbox.py), what is on rec
 started (launching.py), and what goes with the process while it lives (attendance.py).
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from branchd.branch.view import render
 from branchd.branch.watch import Watch
 from branchd.branch.world import World
 from branchd.core.automaton import step
-from branchd.core.errors import NoChannel, SpawnFailed
+from branchd.core.errors import NoChannel, SpawnFailed, StorageFailed
 from branchd.core.lifecycle import Effect, Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol
 from branchd.core.ordering import Hold
 from branchd.core.reconcile import Work
@@ -305,14 +306,14 @@ class Supervisor:
         # What changes no state waits for the next event's commit, where there is one.
         if not self._recording.saved and (moved or not self._mailbox.more):
             pid = self.process.identity.pid if self.process is not None else None
-            if not await self._recording.save(before, pid, self.spec.logs) and intent:
-                reason = "the store takes nothing; its disk may be full"
-                self._mailbox.answer(Event(Symbol.SPAWN_FAILED, reason=reason, ours=True))
-                return
+            if intent:
+                self._mailbox.answer(await self._spawn(self._recording.begin(before, pid)))
+            else:
+                await self._recording.save(before, pid, self.spec.logs)
         if machine.state is State.STOPPING and self.attendance is not None:
             self.attendance.stopping()
         for effect in effects:
-            await self._carry_out(effect)
+            self._carry_out(effect)
         self._mailbox.wake(machine.deadline)
 
     def _failed(self, error: Exception) -> None:
@@ -337,23 +338,32 @@ class Supervisor:
         self._broken = ""
         self._touch()
 
-    async def _carry_out(self, effect: Effect) -> None:
+    def _carry_out(self, effect: Effect) -> None:
         match effect:
-            case Spawn():
-                self._mailbox.answer(await self._spawn())
             case Signal(name):
                 self.signal(signal_number(name))
             case Kill():
                 if self.process is not None:
                     self.process.kill_tree()
 
-    async def _spawn(self) -> Event:
+    async def _spawn(self, recorded: asyncio.Future[None]) -> Event:
+        """What came of it. The start is prepared while the intent is committed, and made when it is."""
+        await asyncio.sleep(0)  # first the store is told, then the rest of this turn prepares
         run = self.machine.run
         # Those of now: a redefinition may come while it begins.
         generation, launched = self.record.generation, self._launching.digest(self.spec)
         try:
-            process = await self._launching.start(self.spec, self._queues, self.run.nonce, self._exit_of(run))
+            start = self._launching.start(self.spec, self._queues, self.run.nonce, self._exit_of(run), recorded)
+            process = await start
+        except StorageFailed as failure:
+            self._recording.failed(failure)
+            reason = "the store takes nothing; its disk may be full"
+            return Event(Symbol.SPAWN_FAILED, run, reason=reason, ours=True)
         except SpawnFailed as failure:
+            try:
+                await recorded  # first: what comes of this failure is recorded after it
+            except StorageFailed as unsaved:
+                self._recording.failed(unsaved)
             reason = ": ".join(filter(None, (failure.detail, failure.hint))).encode(errors="replace").decode()
             return Event(Symbol.SPAWN_FAILED, run, reason=reason, ours=failure.ours)
         self._recording.started(process.identity, generation, launched)

@@ -111,7 +111,7 @@ def test_it_says_nothing_when_the_daemon_hangs_up_with_words_unread() -> None:
         command = [sys.executable, "-I", "-S", "-B", spawning.PROGRAM, str(theirs.fileno()), str(os.getpid())]
         helper = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stderr=subprocess.PIPE)
     with helper:
-        order = spawning.marshal.dumps((b"", [], {}, b"/", -1, None, [], None, None, b""))
+        order = spawning.marshal.dumps((b"", [], {}, b"/", -1, None, [], None, None, b"", False))
         line.sendall(spawner.LENGTH.pack(len(order)) + order)  # without descriptors: it is refused
         assert select.select([line], [], [], 10)[0]
         line.close()  # with its answer unread, which is a reset

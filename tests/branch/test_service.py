@@ -32,11 +32,12 @@ async def test_an_instance_is_committed_before_it_is_started(service, house):
     seen = []
     spawn = house.processes.spawn
 
-    def spying(key, nonce, *rest):
+    async def spying(key, nonce, *rest):
+        await rest[-1]
         records = [change.record for write in house.store.writes for change in write if isinstance(change, Put)]
         seen.append(any(isinstance(record, InstanceRecord) and record.key == key for record in records))
         seen.append(any(isinstance(record, RunRecord) and record.nonce == nonce for record in records))
-        return spawn(key, nonce, *rest)
+        return await spawn(key, nonce, *rest)
 
     house.processes.spawn = spying
     await create(service, "a")

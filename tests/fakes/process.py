@@ -81,7 +81,10 @@ class FakeProcesses:
         launch: Launch,
         output: AbstractContextManager[tuple[int, int]],
         on_exit: Callable[[Exit], None],
+        sure: asyncio.Future[None] | None = None,
     ) -> FakeProcess:
+        if sure is not None:
+            await sure
         if self.failure is not None:
             raise self.failure
         with output:

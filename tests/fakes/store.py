@@ -1,5 +1,6 @@
 """Store in memory, for tests of who uses the port: passes tests/adapters/conformance_store.py."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,6 +79,9 @@ class MemoryStore:
         self._last_event = max([self._last_event, *tables[EventRecord]])
         self.writes.append(changes)
         self.durable.append(durable)
+
+    def begin_write(self, *changes: Change) -> asyncio.Future[None]:
+        return asyncio.ensure_future(self.write(*changes, durable=False))
 
     async def events(self, after: int, limit: int) -> Sequence[EventRecord]:
         return [event for event in self._sorted(EventRecord) if event.id > after][:limit]
