@@ -37,6 +37,7 @@ class ExitWatch:
         self._on_exit = on_exit
         self._again: asyncio.TimerHandle | None = None
         self.pidfd = pidfd  #: -1 when it is over
+        self._watched = True
         self._loop.add_reader(pidfd, self._readable)
 
     def signal(self, number: int) -> None:
@@ -50,13 +51,15 @@ class ExitWatch:
             return
         if self._again is not None:
             self._again.cancel()
-        self._loop.remove_reader(self.pidfd)
+        if self._watched:
+            self._loop.remove_reader(self.pidfd)
         os.close(self.pidfd)
         self.pidfd = -1
 
     def _readable(self) -> None:
         # it stays readable, so the loop would spin where the status is not there yet
         self._loop.remove_reader(self.pidfd)
+        self._watched = False
         self._before_reaping()
         self._look(FIRST_LOOK, self._loop.time() + STATUS_PATIENCE)
 

@@ -81,9 +81,7 @@ class Spawning:
         if self._helper is not None:
             self._end(self._helper)
 
-    async def spawn(
-        self, order: Order, descriptors: Sequence[int], sure: asyncio.Future[None] | None = None
-    ) -> Begun:
+    async def spawn(self, order: Order, descriptors: Sequence[int], sure: asyncio.Future[None] | None = None) -> Begun:
         """Descriptors: stdout, stderr, and the folder of a cgroup where there is one. They stay the caller's.
 
         Nothing is executed before `sure` is done. What that raises is raised, and then nothing is executed at all.
@@ -118,9 +116,7 @@ class Spawning:
             sure.result()
             raise
 
-    async def _order(
-        self, order: Order, descriptors: Sequence[int]
-    ) -> tuple[socket.socket, asyncio.Future[Begun]]:
+    async def _order(self, order: Order, descriptors: Sequence[int]) -> tuple[socket.socket, asyncio.Future[Begun]]:
         """The line that it went over, and what is to come back."""
         answer: asyncio.Future[Begun] = self._loop.create_future()
         async with self._sending:
@@ -136,14 +132,11 @@ class Spawning:
         return line, answer
 
     async def _answered(self, line: socket.socket, answer: asyncio.Future[Begun]) -> Begun:
+        over = self._loop.call_later(2 * PATIENCE, self._lost, line, "does not answer")
         try:
-            async with asyncio.timeout(2 * PATIENCE) as patience:
-                return await answer
-        except TimeoutError:
-            if not patience.expired():  # an answer: it has given up this one start, and serves the others
-                raise
-            self._lost(line, "does not answer")
-            raise SpawnerLost from None
+            return await answer
+        finally:
+            over.cancel()
 
     async def _send(self, line: socket.socket, order: bytes, rights: bytes) -> None:
         message = LENGTH.pack(len(order)) + order

@@ -68,11 +68,16 @@ class Machine:
         return Launch(("sh", "-c", script), str(self.folder), {"PATH": PATH, **more})
 
     async def spawn(
-        self, launch: Launch, exits: Callable[[Exit], None], nonce: str = "", key: Key = KEY
+        self,
+        launch: Launch,
+        exits: Callable[[Exit], None],
+        nonce: str = "",
+        key: Key = KEY,
+        sure: asyncio.Future[None] | None = None,
     ) -> LinuxProcess:
         with (self.folder / "output").open("ab") as file:
             output = contextlib.nullcontext((file.fileno(), file.fileno()))
-            process = await self.processes.spawn(key, nonce or uuid.uuid4().hex, launch, output, exits)
+            process = await self.processes.spawn(key, nonce or uuid.uuid4().hex, launch, output, exits, sure)
         self.spawned.append(process)
         return process
 

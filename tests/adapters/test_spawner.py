@@ -15,7 +15,7 @@ import pytest
 from branchd.adapters import limits, proc, spawner, spawning
 from branchd.adapters.cgroup import Cgroup
 from branchd.adapters.process import LinuxProcess
-from branchd.core.errors import SpawnFailed
+from branchd.core.errors import SpawnFailed, StorageFailed
 from branchd.core.spec import Limits
 from branchd.core.values import Exit, Key, Launch
 from tests.adapters.conformance_process import KEY, Exits
@@ -106,6 +106,44 @@ async def test_when_it_is_killed_in_the_middle_what_is_not_known_does_not_run(ma
         assert known
         machine_wide = {pid for nonce in nonces for pid in marked(nonce)}
         assert machine_wide == known
+    assert await machine.output(machine.shell("echo again")) == "again\n"
+
+
+def gated(machine: Machine) -> bool:
+    """A clone waits to execute its program: it is still a copy of the process that forks."""
+    assert machine.processes.spawner is not None
+    command = proc.command_line(machine.processes.spawner)
+    children = set(proc.children(os.getpid())) - {machine.processes.spawner}
+    return any(proc.command_line(pid) == command for pid in children)
+
+
+async def test_nothing_is_executed_before_it_is_sure(machine: Machine) -> None:
+    exits, sure = Exits(), asyncio.get_running_loop().create_future()
+    start = asyncio.ensure_future(machine.spawn(machine.shell("echo begun"), exits, sure=sure))
+    await until(lambda: gated(machine), what="a clone at its gate")
+    others = Exits()  # meanwhile others pass
+    await machine.spawn(machine.shell("echo other"), others, key=Key("shop", "other"))
+    assert (await others.one()).code == 0
+    assert not start.done()
+    assert (machine.folder / "output").read_text() == "other\n"
+    sure.set_result(None)
+    await start
+    assert (await exits.one()).code == 0
+    assert (machine.folder / "output").read_text() == "other\nbegun\n"
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_where_it_turns_out_not_to_be_sure_nothing_is_executed(machine: Machine, early: bool) -> None:
+    sure = asyncio.get_running_loop().create_future()
+    if early:
+        sure.set_exception(StorageFailed("full"))
+    start = asyncio.ensure_future(machine.spawn(machine.shell("echo begun"), Exits(), sure=sure))
+    if not early:
+        await until(lambda: gated(machine), what="a clone at its gate")
+        sure.set_exception(StorageFailed("full"))
+    with pytest.raises(StorageFailed):
+        await start
+    assert machine.childless()
     assert await machine.output(machine.shell("echo again")) == "again\n"
 
 
