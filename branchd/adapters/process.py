@@ -151,6 +151,10 @@ class LinuxProcesses:
         on_exit: Callable[[Exit], None],
         sure: asyncio.Future[None] | None = None,
     ) -> LinuxProcess:
+        if sure is not None and self._spawning.busy:
+            # Of many at a time none is prepared before it is sure: the CPUs have enough to do, and who waits at a gate
+            # would wait for the preparing of all others.
+            await sure
         who = self.accounts.credentials(launch.user, launch.group)
         program = precheck.located(launch, who)
         order = self._order(program, nonce, launch, who)

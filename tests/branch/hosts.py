@@ -67,6 +67,9 @@ class SlowStore:
         self.load, self.events, self.first_event = kept.load, kept.events, kept.first_event
         self.event_before = kept.event_before
 
+    def begin_write(self, *changes: Change) -> asyncio.Future[None]:
+        return asyncio.ensure_future(self.write(*changes, durable=False))
+
     async def write(self, *changes: Change, durable: bool = True) -> None:
         await asyncio.sleep(DISK)
         if not self.dead:

@@ -46,6 +46,9 @@ class Disk:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._machine.store, name)
 
+    def begin_write(self, *changes: Change) -> asyncio.Future[None]:
+        return asyncio.ensure_future(self.write(*changes, durable=False))
+
     async def write(self, *changes: Change, durable: bool = True) -> None:
         # Whoever waits for it may give up; the commit goes on.
         await asyncio.shield(asyncio.get_running_loop().create_task(self._commit(changes)))
