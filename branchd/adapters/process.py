@@ -45,9 +45,6 @@ TURN = 0.5
 #: why a start failed that may have been well
 LOST = "the process that starts programs was lost"
 
-#: seconds by which a start time, which /proc rounds down to clock ticks, may seem to lie before the intent
-ROUNDING = 0.05
-
 
 class LinuxProcess:
     """The port `Process`, and what is remembered of a tree from its start to its sweep."""
@@ -259,7 +256,7 @@ class LinuxProcesses:
                 carriers.setdefault(nonce, []).append(stat)
         found: dict[str, Identity | None] = {}
         for nonce, stats in carriers.items():
-            firsts = _firsts(stats, lost[nonce].since)
+            firsts = trees.firsts(stats, lost[nonce].since)
             if firsts:
                 found[nonce] = Identity(self._boot, firsts[0].pid, firsts[0].started) if len(firsts) == 1 else None
         return found
@@ -391,14 +388,3 @@ def _failed(error: OSError, program: str, launch: Launch, who: precheck.Credenti
     if error.errno in precheck.EXPLICABLE:
         precheck.program(launch, who)  # says why, where it can tell
     return precheck.explained(error, program)
-
-
-def _firsts(carriers: list[proc.Stat], since: float) -> list[proc.Stat]:
-    """Who may be the spawned process: it leads a session, and all others with the mark came later and from it."""
-    leaders = [stat for stat in carriers if stat.session == stat.pid and stat.started / proc.TICKS >= since - ROUNDING]
-    earliest = min((stat.started for stat in leaders), default=0)
-    firsts = [stat for stat in leaders if stat.started == earliest]
-    if len(firsts) > 1:
-        marked = {stat.pid for stat in carriers}
-        firsts = [stat for stat in firsts if stat.parent not in marked] or firsts
-    return firsts

@@ -1,4 +1,4 @@
-"""Killing what a program has left behind, by descent, process group and mark. What to kill, and when, is the caller's.
+"""Finding and killing what a program has left behind, by descent, process group and mark. When is the caller's.
 
 What can be killed by its cgroup is spared this (cgroup.py).
 """
@@ -16,6 +16,20 @@ log = structlog.get_logger()
 
 #: rounds of killing what a tree forked while it was being killed; a fork bomb outlives them, and its next sweep's
 ROUNDS = 10
+
+#: seconds by which a start time, which /proc rounds down to clock ticks, may seem to lie before the intent
+ROUNDING = 0.05
+
+
+def firsts(carriers: list[proc.Stat], since: float) -> list[proc.Stat]:
+    """Who may be the spawned process: it leads a session, and all others with the mark came later and from it."""
+    leaders = [stat for stat in carriers if stat.session == stat.pid and stat.started / proc.TICKS >= since - ROUNDING]
+    earliest = min((stat.started for stat in leaders), default=0)
+    firsts = [stat for stat in leaders if stat.started == earliest]
+    if len(firsts) > 1:
+        marked = {stat.pid for stat in carriers}
+        firsts = [stat for stat in firsts if stat.parent not in marked] or firsts
+    return firsts
 
 
 def kill(target: proc.Stat) -> None:

@@ -9,12 +9,13 @@ started (launching.py), and what goes with the process while it lives (attendanc
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from branchd.branch.attendance import Attendance
 from branchd.branch.journal import Journal
+from branchd.branch.keeper import Keeper
 from branchd.branch.launching import Launching
 from branchd.branch.mailbox import Mailbox
 from branchd.branch.news import News
@@ -27,7 +28,6 @@ from branchd.branch.world import World
 from branchd.core.automaton import step
 from branchd.core.errors import NoChannel, SpawnFailed, StorageFailed
 from branchd.core.lifecycle import Effect, Event, Kill, Machine, Policy, Signal, Spawn, State, Symbol
-from branchd.core.ordering import Hold
 from branchd.core.reconcile import Work
 from branchd.core.spec import Limits, Spec, Wanted, launched_with
 from branchd.core.values import Exit, Identity, Key, Launch, QueueDeclaration, Truth, signal_number
@@ -37,19 +37,6 @@ from branchd.wire.resources import ConditionType, ConditionView, Instance
 log = structlog.get_logger(__name__)
 
 NO_LIMITS = Limits()
-
-
-class Keeper(Protocol):
-    """Who has all supervisors of the branch: it knows how the others stand, and is told how each one does."""
-
-    def hold(self, supervisor: "Supervisor") -> Hold | None:
-        """Why no process of it may be started now; None where one may."""
-
-    def look(self, supervisor: "Supervisor") -> None:
-        """What it shows has changed; called often, also where that is nothing to others."""
-
-    def settle(self, supervisor: "Supervisor") -> None:
-        """Called after each change that leaves the instance without a process."""
 
 
 class Supervisor:

@@ -1,7 +1,8 @@
 """A daemon to be killed: spawns one program through LinuxProcesses, prints its identity as JSON and stays.
 
 Arguments: the branch id, "cgroups" or "session", the nonce, then the program's argv.
-With "keep" before them it does so in a child, and stays itself as the subreaper that the orphans go to.
+With "keep" before them it does so in a child, and stays itself as the subreaper that the orphans go to. With "unsure"
+it is never sure of the start, whose clone so waits at its gate.
 """
 
 import asyncio
@@ -24,14 +25,15 @@ def keep(arguments: list[str]) -> None:
         os.wait()
 
 
-async def serve(branch_id: str, mode: str, nonce: str, *argv: str) -> None:
+async def serve(branch_id: str, mode: str, nonce: str, *argv: str, sure: bool = True) -> None:
     cgroups = CgroupRoot.discover(branch_id) if mode == "cgroups" else None
     processes = LinuxProcesses(branch_id, cgroups)
     processes.begin()
     launch = Launch(argv, "/", {"PATH": os.environ["PATH"]})
     sink = os.open(os.devnull, os.O_WRONLY)
     output = contextlib.nullcontext((sink, sink))
-    process = await processes.spawn(Key("shop", "worker-1"), nonce, launch, output, lambda how: None)
+    never = None if sure else asyncio.get_running_loop().create_future()
+    process = await processes.spawn(Key("shop", "worker-1"), nonce, launch, output, lambda how: None, never)
     identity = process.identity
     print(json.dumps([os.getpid(), identity.boot, identity.pid, identity.started]), flush=True)
     await asyncio.Event().wait()
@@ -40,4 +42,5 @@ async def serve(branch_id: str, mode: str, nonce: str, *argv: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "keep":
         keep(sys.argv[2:])
-    asyncio.run(serve(*sys.argv[1:]))
+    unsure = sys.argv[1] == "unsure"
+    asyncio.run(serve(*sys.argv[1 + unsure :], sure=not unsure))

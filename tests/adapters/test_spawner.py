@@ -109,12 +109,14 @@ async def test_when_it_is_killed_in_the_middle_what_is_not_known_does_not_run(ma
     assert await machine.output(machine.shell("echo again")) == "again\n"
 
 
+def forkers(daemon: int) -> list[proc.Stat]:
+    """Its process that forks, and the clones that are still copies of it: they wait to execute their programs."""
+    children = [stat for pid in proc.children(daemon) if (stat := proc.stat(pid)) is not None]
+    return [stat for stat in children if spawning.program().encode() in proc.command_line(stat.pid)]
+
+
 def gated(machine: Machine) -> bool:
-    """A clone waits to execute its program: it is still a copy of the process that forks."""
-    assert machine.processes.spawner is not None
-    command = proc.command_line(machine.processes.spawner)
-    children = set(proc.children(os.getpid())) - {machine.processes.spawner}
-    return any(proc.command_line(pid) == command for pid in children)
+    return len(forkers(os.getpid())) > 1
 
 
 async def test_nothing_is_executed_before_it_is_sure(machine: Machine) -> None:
@@ -241,6 +243,19 @@ async def test_it_ends_with_a_daemon_that_is_killed(machine: Machine) -> None:
         daemon.kill()
     await until(lambda: gone(helper))
     assert not gone(child)
+
+
+async def test_a_clone_at_its_gate_ends_with_a_daemon_that_is_killed(machine: Machine) -> None:
+    begun = machine.folder / "begun"
+    command = [sys.executable, "-m", "tests.adapters.process_daemon", "unsure", machine.branch_id, machine.mode]
+    with subprocess.Popen(  # noqa: ASYNC220  begins at once
+        [*command, uuid.uuid4().hex, "touch", str(begun)], cwd=Path(__file__).parents[2]
+    ) as daemon:
+        await until(lambda: len(forkers(daemon.pid)) > 1, what="a clone at its gate")
+        both = forkers(daemon.pid)
+        daemon.kill()
+    await until(lambda: all(map(gone, both)))
+    assert not begun.exists()
 
 
 async def test_programs_are_children_of_a_daemon_that_is_pid_1(machine: Machine) -> None:
