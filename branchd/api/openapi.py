@@ -75,7 +75,19 @@ def _schemas(routes: list[Route]) -> tuple[Mapping[Any, Json], Json]:
     kinds = [Problem, *(kind for shape in shapes for kind in get_args(shape) or (shape,) if isinstance(kind, type))]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
     known: dict[Any, Json] = dict(zip(kinds, schemas, strict=True))
+    optional = _named(
+        [known[Problem], *(known[route.body] for route in routes if isinstance(route.body, type))], components
+    )
+    for name in components.keys() - optional:  # of what is only answered every field is there, also the usual ones
+        if "properties" in components[name]:
+            components[name]["required"] = list(components[name]["properties"])
     return known | {union: {"anyOf": [known[kind] for kind in get_args(union)]} for union in unions}, components
+
+
+def _named(schema: Any, components: Json) -> set[str]:
+    """The components that a schema names, and those that they name."""
+    names = set(re.findall(re.escape(_REFERENCE).replace(r"\{name\}", r"(\w+)"), str(schema)))
+    return names.union(*(_named(components[name], components) for name in names))
 
 
 def _operation(route: Route, schemas: Mapping[Any, Json]) -> Json:

@@ -82,6 +82,14 @@ def test_the_shape_of_a_spec_is_the_dataclass(document: dict[str, Any]) -> None:
     assert schema["additionalProperties"] is False
 
 
+def test_what_may_be_left_out_of_a_body_is_never_left_out_of_an_answer(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert "hint" not in schemas["Problem"]["required"]  # left out where there is nothing to say
+    assert schemas["Restart"]["required"] == []
+    assert "source" in schemas["Instance"]["required"]
+    assert "conditions" in schemas["App"]["required"]
+
+
 @pytest.mark.timeout(170)
 async def test_generated_requests_meet_no_server_error_and_nothing_undocumented(
     shop: Api, document: dict[str, Any]

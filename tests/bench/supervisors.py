@@ -3,7 +3,6 @@
 A measure sees only the Supervisor class; what a supervisor is called and speaks stays here.
 """
 
-import contextlib
 import hashlib
 import http.client
 import importlib.metadata
@@ -67,6 +66,9 @@ class Supervisor(ABC):
 
     name: ClassVar[str]
 
+    #: seconds that its orderly end may take
+    ends_within: ClassVar[float] = PATIENCE
+
     def __init__(self, scratch: Path) -> None:
         self.home = scratch / self.name
         self.socket = self.home / "api.sock"
@@ -116,8 +118,10 @@ class Supervisor(ABC):
         self.hang_up()
         if self._daemon is not None:
             self._daemon.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._daemon.wait(PATIENCE)
+            try:
+                self._daemon.wait(self.ends_within)
+            except subprocess.TimeoutExpired:
+                self.crash()
             self._daemon = None
         observe.clean_up()
 
@@ -241,6 +245,9 @@ class Circus(Supervisor):
     """One watcher a service, asked over ZeroMQ on loopback."""
 
     name = "circus"
+
+    #: it takes a minute to stop 500, which is none of the measures
+    ends_within = 3.0
 
     def __init__(self, scratch: Path) -> None:
         super().__init__(scratch)
