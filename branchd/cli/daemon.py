@@ -61,7 +61,7 @@ def configuration(command: Command) -> Command:
 def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: Path | None, **flags: Any) -> None:
     """Run the daemon until it is told to stop."""
     gc.disable()  # a start makes little but what stays; when it is ready compose.py has it collected again
-    from branchd.adapters.handover import Handover, hold_signals, receive
+    from branchd.adapters.handover import Handover, hold_signals, let_signals, receive
     from branchd.branch.identity import Answer
     from branchd.cli import refusal
     from branchd.cli.compose import run as run_daemon
@@ -91,6 +91,8 @@ def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: P
     except Exception:
         persist(handover, traceback.format_exc())
         raise
+    finally:
+        let_signals()
     context.exit(code)
 
 

@@ -88,7 +88,7 @@ async def test_while_one_is_under_way_no_other_begins_and_nothing_is_changed(sho
         assert (await shop(method, path, body)).slug == "conflict"
     assert "weight" not in (await shop("GET", "/v1/apps/shop")).json["spec"]
     cancelled = await shop("DELETE", begun.headers["Location"])
-    assert [step["state"] for step in cancelled.json["steps"]] == ["kept"]
+    assert [step["state"] for step in cancelled.json["steps"]] == ["done"]
 
 
 async def test_a_circle_is_told_at_the_field(shop: Api) -> None:

@@ -23,10 +23,10 @@ async def test_programs_that_do_not_come_to_be_there_keep_a_daemon_from_being_re
     house.processes.crash()
     spawn, never = house.processes.spawn, asyncio.Event()
 
-    async def hanging(key, nonce, launch, output, on_exit):
+    async def hanging(key, nonce, launch, output, on_exit, sure):
         if launch.argv[0] == "hangs":
             await never.wait()
-        return await spawn(key, nonce, launch, output, on_exit)
+        return await spawn(key, nonce, launch, output, on_exit, sure)
 
     house.processes.spawn = hanging
     monkeypatch.setattr(adoption, "MOMENT", 0.05)
