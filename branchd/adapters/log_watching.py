@@ -235,12 +235,12 @@ class LogWatch:
             if self._watched.get(key) is not logs:  # not looked after any more, or in another way
                 self._changes.forget(number)
             else:
+                if not self._still:
+                    self._ask_at = _boundary(time.monotonic())
                 self._still[number], self._stills[key] = key, number
         for key, watched in looked:
             if not (watched.left or watched.waits or key in self._stills):
                 self._await(key, watched)
-        if self._still and self._ask_at <= time.monotonic():
-            self._ask_at = _boundary(time.monotonic())
         self._wake()
         if bug is not None:
             raise bug

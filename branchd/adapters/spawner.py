@@ -45,7 +45,8 @@ ANSWER = struct.Struct("=IIIII")
 #: what a start consists of, for the words of a failure
 STEPS = ("clone", "session", "user", "directory", "output", "exec")
 
-#: seconds within which a program must have begun: its folder may lie on a file server that does not answer
+#: seconds within which a program must have begun: its folder may lie on a file server that does not answer. Half of it
+#: may go by at the gate.
 PATIENCE = 30.0
 
 #: what a clone tells on its pipe: that it is about to execute its program; which step failed, and its errno
@@ -158,7 +159,7 @@ class Spawner:
             self._refuse(number, descriptors, error.errno or 0)
             return
         if pid == 0:
-            _become(order, self._daemon, descriptors, joined, failed)
+            _become(order, self._daemon, self._line, descriptors, joined, failed)
         os.close(failed)
         self._begun[failing] = _Begun(number, order, descriptors, pid, pidfd, joined)
         self._poll.register(failing, 0)  # its end alone is of interest, which poll(2) always tells
@@ -241,7 +242,7 @@ def _cgroup(order: Order, descriptors: list[int]) -> int:
     return descriptors[2] if len(descriptors) > 2 + order[-1] else -1
 
 
-def _become(order: Order, daemon: int, descriptors: list[int], joined: bool, failed: int) -> None:
+def _become(order: Order, daemon: int, line: socket, descriptors: list[int], joined: bool, failed: int) -> None:
     """In the clone: executes the program, or tells why not. Never returns. Everything else closes on exec."""
     program, argv, env, directory, umask, who, limits, nice, oom_score_adj, stdin, waits = order
     step = 1
@@ -272,8 +273,10 @@ def _become(order: Order, daemon: int, descriptors: list[int], joined: bool, fai
         os.dup2(descriptors[0], 1)
         os.dup2(descriptors[1], 2)
         step = 5
-        if waits and not os.read(descriptors[-1], 1):
-            raise OSError(_ECANCELED, "")
+        if waits:
+            line.close()  # else the daemon would not see that its spawner is lost
+            if not os.read(descriptors[-1], 1):
+                raise OSError(_ECANCELED, "")
         os.write(failed, _READY)
         if os.getppid() == daemon:  # else nobody would know of it
             os.execve(program, argv, env)  # noqa: S606  what this is for

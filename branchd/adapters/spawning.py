@@ -64,6 +64,7 @@ class Spawning:
         self._asked = 0  #: requests to this helper
         self._answers: dict[int, asyncio.Future[Begun]] = {}
         self._sending = asyncio.Lock()
+        self._room = asyncio.Event()  #: whoever sends looks again whether there is some, or no line any more
         self._start()
 
     @property
@@ -89,11 +90,20 @@ class Spawning:
         OSError with its number, and which of STEPS it was as its filename; SpawnerLost. Not when it is cancelled: then
         the program may begin all the same.
         """
-        if sure is None:
-            return await self._answered(*await self._order(order, descriptors))
-        if sure.done():
+        if sure is not None and not sure.done():
+            try:
+                return await self._gated(order, descriptors, sure)
+            except (OSError, SpawnerLost):
+                if sure.done():
+                    sure.result()
+                    raise
+            await asyncio.wait([sure])  # for longer than a clone may wait at its gate
+        if sure is not None:
             sure.result()
-            return await self._answered(*await self._order(order, descriptors))
+        return await self._answered(*await self._order(order, descriptors))
+
+    async def _gated(self, order: Order, descriptors: Sequence[int], sure: asyncio.Future[None]) -> Begun:
+        """The clone waits before its exec until it is sure. Where that takes too long it is sent away: an OSError."""
         gate, way = os.pipe()
         try:
             try:
@@ -101,20 +111,16 @@ class Spawning:
             finally:
                 os.close(gate)
             try:
-                await asyncio.wait([sure])
+                await asyncio.wait([sure], timeout=PATIENCE / 2)
             except asyncio.CancelledError:
                 answer.cancel()
                 raise
-            if sure.exception() is None:
+            if sure.done() and sure.exception() is None:
                 with contextlib.suppress(BrokenPipeError):  # it failed on the way to the gate: its answer says why
                     os.write(way, PASS)
         finally:
             os.close(way)
-        try:
-            return await self._answered(line, answer)
-        except (OSError, SpawnerLost):
-            sure.result()
-            raise
+        return await self._answered(line, answer)
 
     async def _order(self, order: Order, descriptors: Sequence[int]) -> tuple[socket.socket, asyncio.Future[Begun]]:
         """The line that it went over, and what is to come back."""
@@ -139,20 +145,21 @@ class Spawning:
             over.cancel()
 
     async def _send(self, line: socket.socket, order: bytes, rights: bytes) -> None:
-        message = LENGTH.pack(len(order)) + order
-        while True:
+        """OSError, also where the line is lost meanwhile."""
+        message = memoryview(LENGTH.pack(len(order)) + order)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]  # with the first byte
+        while message:
             try:
-                sent = line.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-                break
+                message = message[line.sendmsg([message], ancillary) :]
+                ancillary = []
             except BlockingIOError:
-                room = asyncio.Event()
-                self._loop.add_writer(line, room.set)
+                self._room.clear()
+                self._loop.add_writer(line, self._room.set)
                 try:
-                    await room.wait()
+                    await self._room.wait()
                 finally:
-                    self._loop.remove_writer(line)
-        if sent < len(message):
-            await self._loop.sock_sendall(line, message[sent:])
+                    if line.fileno() >= 0:
+                        self._loop.remove_writer(line)
 
     def _start(self) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -160,14 +167,15 @@ class Spawning:
         with theirs:
             self._command = [sys.executable, "-I", "-S", "-B", program(), str(theirs.fileno()), str(os.getpid())]
             try:
-                self._helper = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    cwd="/",
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,  # a terminal's INT is not for it
-                )
+                with open(os.devnull, "rb") as nothing:  # programs read from it, and are not to write to it
+                    self._helper = subprocess.Popen(
+                        self._command,
+                        stdin=nothing,
+                        stdout=subprocess.DEVNULL,
+                        cwd="/",
+                        pass_fds=(theirs.fileno(),),
+                        start_new_session=True,  # a terminal's INT is not for it
+                    )
             except BaseException:
                 self._line.close()
                 raise
@@ -218,6 +226,7 @@ class Spawning:
         self._loop.remove_reader(self._line)
         self._loop.remove_writer(self._line)
         self._line.close()
+        self._room.set()
         helper.kill()
         helper.wait()
         self._helper = None

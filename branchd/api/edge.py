@@ -5,6 +5,7 @@ And on the way back: every error becomes a problem (problems.py), and every chan
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -39,7 +40,9 @@ class Edge:
             principal = _ANYBODY if route.scope is None else self._guard.principal(request)
             if not route.changes:
                 return await self._answer(request, route, principal)
-            await self._house.service.take()
+            with suppress(Denied):  # which is told below, and for the record; who may not ask has not to wait
+                _check_scope(principal, route)
+                await self._house.service.take()
             response = await _or_problem(request, self._answer(request, route, principal))
             self._house.service.audit(principal, request.method, request.path, response.status, request.match_info)
             return response

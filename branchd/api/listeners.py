@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from msgspec import field
 
 from branchd.api.auth import group_id
 from branchd.api.settings import HttpSettings, TcpListener, UnixListener, address_text, parse_listener
@@ -43,7 +42,7 @@ class Opened(Value):
     address: str  #: unix:PATH, http://HOST:PORT or https://HOST:PORT
     tls: ssl.SSLContext | None = None
     path: str | None = None  #: of a unix socket
-    inode: int = field(default=0)  #: of a unix socket
+    inode: int = 0  #: of a unix socket
     ours: bool = True
 
     def close(self) -> None:

@@ -80,7 +80,7 @@ def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: P
             rehearsed(config, rehearse)
             return
         folder = config.branch.run
-        hold_signals()  # until they are handled: a reload that is asked for this early would end it
+        hold_signals()  # until they are handled: from here on a reload that is asked for early does not end it
         code = run_daemon(config, handover, answer)
     except BranchdError as error:
         _explain(error)

@@ -30,8 +30,8 @@ def decode(kind: type[T], value: Any, judge: Callable[[T], list[Fault]] = lambda
     """The Value, or Invalid with every fault: of types, of unknown fields, and what `judge` finds in the rest."""
     try:
         decoded = _convert(value, kind)
-    except msgspec.ValidationError:
-        found = list(islice(_faults(kind, value, ()), MOST_FAULTS))
+    except msgspec.ValidationError as error:
+        found = list(islice(_faults(kind, value, ()), MOST_FAULTS)) or [((), (str(error), ""))]
         faults = [Fault("".join(f"/{_escaped(part)}" for part in path), *words) for path, words in found]
         if isinstance(value, Mapping):
             wrong = {path[0] for path, _ in found if path}

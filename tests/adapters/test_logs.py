@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,34 @@ async def test_looks_at_idle_logs_fall_together_where_the_kernel_tells_nothing(
     rounds.clear()
     await until(lambda: len(rounds) >= 4)
     assert rounds[1:4] == [40, 40, 40]
+
+
+async def test_slow_looks_at_others_keep_no_still_log_waiting(
+    files: FileLogs, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_watching, "QUIET", 0.3)
+    monkeypatch.setattr(log_watching, "FLOOR", 0.001)
+    still, busy = Key("shop", "still"), Key("shop", "busy")
+    write(files, still, lines(10))
+    files.watch(still, plain(100_000, 3))
+    await until(lambda: still in files._watch._stills, what="still")
+    look_at = LogWatch._look_at
+
+    def slowly(watch: LogWatch, due: list[Any]) -> Any:
+        time.sleep(0.4)  # a slow disk: no round is over before the next one is due
+        return look_at(watch, due)
+
+    async def grow() -> None:
+        while True:
+            write(files, busy, lines(100))
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(LogWatch, "_look_at", slowly)
+    files.watch(busy, plain(10_000, 1))
+    growing = asyncio.create_task(grow())
+    write(files, still, lines(5_000))
+    await until(lambda: archives(folder.parent / still.name), what="looked at")
+    growing.cancel()
 
 
 @pytest.mark.usefixtures("fast")

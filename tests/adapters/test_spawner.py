@@ -134,6 +134,37 @@ async def test_nothing_is_executed_before_it_is_sure(machine: Machine) -> None:
     assert (machine.folder / "output").read_text() == "other\nbegun\n"
 
 
+async def test_what_takes_longer_to_be_sure_than_a_clone_waits_begins_all_the_same(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spawning, "PATIENCE", 4.0)
+    exits, sure = Exits(), asyncio.get_running_loop().create_future()
+    start = asyncio.ensure_future(machine.spawn(machine.shell("echo begun"), exits, sure=sure))
+    await until(lambda: gated(machine), what="a clone at its gate")
+    await until(lambda: not gated(machine), what="a clone that was sent away")
+    monkeypatch.undo()
+    assert not start.done()
+    sure.set_result(None)
+    await start
+    assert (await exits.one()).code == 0
+    assert (machine.folder / "output").read_text() == "begun\n"
+
+
+async def test_one_that_is_lost_while_orders_wait_for_room_keeps_nothing_waiting(machine: Machine) -> None:
+    helper = machine.processes.spawner
+    assert helper is not None
+    os.kill(helper, signal.SIGSTOP)
+    launch = Launch(("true", *["x" * 100_000] * 2), "/", {"PATH": PATH})  # ten of them fill any socket
+    keys = (Key("shop", f"w-{number}") for number in range(10))
+    starts = [asyncio.ensure_future(machine.spawn(launch, Exits(), key=key)) for key in keys]
+    await until(machine.processes._spawning._sending.locked, what="an order that waits for room")
+    os.kill(helper, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        ended = await asyncio.gather(*starts, return_exceptions=True)
+        assert all(isinstance(each, LinuxProcess | SpawnFailed) for each in ended)
+        assert await machine.output(machine.shell("echo again")) == "again\n"
+
+
 @pytest.mark.parametrize("early", [True, False])
 async def test_where_it_turns_out_not_to_be_sure_nothing_is_executed(machine: Machine, early: bool) -> None:
     sure = asyncio.get_running_loop().create_future()

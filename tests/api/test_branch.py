@@ -8,6 +8,7 @@ import pytest
 from branchd.api.server import Server
 from branchd.api.settings import HttpSettings
 from branchd.branch.service import Service
+from branchd.core.access import Scope
 from branchd.core.errors import Unavailable
 from tests.api.conftest import COMMAND, Api, House
 
@@ -26,6 +27,8 @@ async def test_a_branch_that_still_adopts_is_alive_and_what_is_to_change_waits_u
         assert (await api("GET", "/healthz", token=None)).status == 200
         assert (await api("GET", "/readyz", token=None)).slug == "unavailable"
         change = asyncio.create_task(api("PUT", "/v1/apps/shop", COMMAND))
+        _, reader = await service.tokens.create("reader", Scope.READ, None)
+        assert (await api("PUT", "/v1/apps/shop", COMMAND, token=reader)).slug == "denied"
         assert (await api("GET", "/v1/apps")).json["items"] == []
         assert not change.done()
         await service.begin()

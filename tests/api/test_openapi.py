@@ -76,7 +76,7 @@ def test_the_headers_that_mean_something_are_in_it(document: dict[str, Any]) -> 
     } < found
 
 
-def test_the_shape_of_a_spec_is_the_dataclass(document: dict[str, Any]) -> None:
+def test_the_shape_of_a_spec_is_the_value(document: dict[str, Any]) -> None:
     schema = document["components"]["schemas"]["Spec"]
     assert set(schema["properties"]) == set(Spec.__struct_fields__)
     assert schema["additionalProperties"] is False

@@ -98,6 +98,11 @@ def test_json_that_two_readers_would_read_differently_is_refused(text):
         json.loads(text)
 
 
+def test_what_another_branch_says_is_a_value_error_too_where_it_is_nested_too_deeply():
+    with pytest.raises(ValueError, match="nested too deeply"):
+        json.loads_quickly(b"[" * 100_000 + b"]" * 100_000)
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda x: (

@@ -74,7 +74,8 @@ async def list_statuses(call: Call) -> web.Response:
 
 async def _all(call: Call, shown: Encoded) -> web.Response:
     instances = call.service.instances.list()
-    shown.prune(instances)
+    for each in (call.house.encoded, call.house.statuses):
+        each.prune(instances)
     if (app := call.get(APP)) is not None:
         instances = [instance for instance in instances if instance.app == app]
     return _page(call, instances, await _elsewhere(call), shown)
