@@ -2,10 +2,11 @@
 
 import pytest
 from msgspec.structs import replace
+from rich.pretty import pretty_repr
 
 from branchd.core.errors import Invalid
 from branchd.core.merge import HIDDEN
-from branchd.core.spec import Autoscale, Hook, Hooks, Kind, Logs, Probe, Spec, Stderr, Wanted, launched_with
+from branchd.core.spec import Autoscale, Hook, Hooks, Kind, Logs, Probe, Secret, Spec, Stderr, Wanted, launched_with
 from branchd.core.spec_faults import faults
 from branchd.wire.spec import effective
 
@@ -79,3 +80,9 @@ def test_it_is_nothing_else(wrong: object) -> None:
     with pytest.raises(Invalid) as invalid:
         effective({"kind": "command", "command": ["serve"], "absence": wrong}, {})
     assert [fault.pointer for fault in invalid.value.faults] == ["/absence"]
+
+
+def test_a_secret_is_not_told_to_whoever_looks_at_it() -> None:
+    spec = Spec(env={"A": Secret("hunter2")})
+    assert "hunter2" not in repr(spec)
+    assert "hunter2" not in pretty_repr(spec)
