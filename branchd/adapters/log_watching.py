@@ -40,6 +40,9 @@ _log = structlog.get_logger(__name__)
 #: seconds between two looks at logs that do not grow, or at what the kernel noted of them; all such fall together
 QUIET = 10.0
 
+#: seconds until the first look at a log: while many programs start, the CPUs have enough to do
+FIRST = 1.0
+
 #: seconds between two looks at a log that grows fast; looks that are due within this time are made together
 FLOOR = 0.2
 
@@ -145,7 +148,7 @@ class LogWatch:
         self._closed = False
 
     def watch(self, key: Key, logs: tuple[RotatedLog, ...], rotate_at: int, keep: int, *, pack: bool) -> None:
-        """At least one archive is always kept. What an earlier daemon left half done is set right at once."""
+        """At least one archive is always kept. What an earlier daemon left half done is set right by the first look."""
         before = self._watched.get(key, ())
         wanted = [(log, rotate_at, keep, pack) for log in logs]
         now = time.monotonic()
@@ -157,7 +160,8 @@ class LogWatch:
         self._disturb(key)
         for watched in before:
             watched.left = True
-        self._watched[key] = tuple(Watched(log, rotate_at, keep, now, now if pack else None, pack) for log in logs)
+        first = now if before else now + FIRST
+        self._watched[key] = tuple(Watched(log, rotate_at, keep, first, first if pack else None, pack) for log in logs)
         for watched in self._watched[key]:
             self._await(key, watched)
         self._wake()

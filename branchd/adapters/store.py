@@ -30,6 +30,9 @@ from branchd.core.value import Value
 
 T = TypeVar("T")
 
+#: seconds between two commits of what happens by itself: while many start, one commit takes what came of several
+PAUSE = 0.004
+
 _Work = Callable[[sqlite3.Connection], Any]
 
 #: by SQLite's primary result code, what to do about it
@@ -69,6 +72,7 @@ class SqliteStore:
         self._jobs: SimpleQueue[list[_Job] | None] = SimpleQueue()
         self._waiting: list[_Job] = []  #: for the thread to be done with what it has
         self._busy = False
+        self._pause: asyncio.TimerHandle | None = None  #: until the thread gets what waits
         self._durable = True  #: as the connection is set
         self._thread: threading.Thread | None = None
         self._place = (0, 0)  #: device and inode of the file
@@ -175,9 +179,14 @@ class SqliteStore:
             # asks for all at a time.
             self._busy = True
             loop.call_soon(self._hand_over)
+        elif self._pause is not None and (durable or not writes):
+            self._hand_over()
         return done
 
     def _hand_over(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         jobs, self._waiting = self._waiting, []
         self._busy = bool(jobs)
         if jobs:
@@ -196,7 +205,10 @@ class SqliteStore:
                     jobs[0].done.get_loop().call_soon_threadsafe(self._answer, answers)
 
     def _answer(self, answers: Sequence[tuple[_Job, _Outcome]]) -> None:
-        self._hand_over()
+        if self._waiting and all(job.writes and not job.durable for job in self._waiting):
+            self._pause = asyncio.get_running_loop().call_later(PAUSE, self._hand_over)
+        else:
+            self._hand_over()
         for job, outcome in answers:
             if job.done.done():
                 continue  # its caller was cancelled

@@ -89,6 +89,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_watching, "QUIET", 0.05)
+    monkeypatch.setattr(log_watching, "FIRST", 0.01)
     monkeypatch.setattr(log_watching, "FLOOR", 0.01)
     monkeypatch.setattr(logs, "FOLLOW", 0.01)
 
@@ -288,6 +289,7 @@ async def test_looks_at_idle_logs_fall_together_where_the_kernel_tells_nothing(
 ) -> None:
     monkeypatch.setattr(FolderChanges, "watch", lambda self, folder: None)
     monkeypatch.setattr(log_watching, "QUIET", 0.5)
+    monkeypatch.setattr(log_watching, "FIRST", 0.0)
     monkeypatch.setattr(log_watching, "FLOOR", 0.001)
     for number in range(20):
         before = len(rounds)
