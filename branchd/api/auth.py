@@ -51,7 +51,11 @@ class Guard:
             return known
         connection = peer(request)
         if connection is not None:
-            return self._by_credentials(connection)
+            line = request.protocol
+            assert isinstance(line, Connection)
+            if line.by_credentials is None:
+                line.by_credentials = self._by_credentials(connection)
+            return line.by_credentials
         scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
         token = presented.strip()
         if password and scheme.lower() == "basic":

@@ -38,7 +38,7 @@ SECURITY_HEADERS = {
 class Connection(web.RequestHandler):
     """`ended` is called once, when it is over. `principal`: whose requests these are, where that is known before."""
 
-    __slots__ = ("_ended", "_head_timer", "_on_lost", "principal")
+    __slots__ = ("_ended", "_head_timer", "_on_lost", "by_credentials", "principal")
 
     def __init__(
         self,
@@ -59,6 +59,8 @@ class Connection(web.RequestHandler):
             auto_decompress=False,
         )
         self.principal = principal
+        #: who the kernel says is at the other end of a unix socket: that stays as it was when it connected
+        self.by_credentials: Principal | None = None
         self._ended = ended
         self._head_timer: asyncio.TimerHandle | None = None
         self._on_lost: set[Callable[[], object]] = set()
