@@ -92,18 +92,20 @@ class Spawning:
         """
         if sure is not None and not sure.done():
             try:
-                return await self._gated(order, descriptors, sure)
+                begun = await self._gated(order, descriptors, sure)
             except (OSError, SpawnerLost):
                 if sure.done():
-                    sure.result()
-                    raise
-            await asyncio.wait([sure])  # for longer than a clone may wait at its gate
+                    sure.result()  # whose failure is the cause of this one
+                raise
+            if begun is not None:
+                return begun
+            await asyncio.wait([sure])
         if sure is not None:
             sure.result()
         return await self._answered(*await self._order(order, descriptors))
 
-    async def _gated(self, order: Order, descriptors: Sequence[int], sure: asyncio.Future[None]) -> Begun:
-        """The clone waits before its exec until it is sure. Where that takes too long it is sent away: an OSError."""
+    async def _gated(self, order: Order, descriptors: Sequence[int], sure: asyncio.Future[None]) -> Begun | None:
+        """The clone waits before its exec until it is sure. None: that took too long, and it was sent away."""
         gate, way = os.pipe()
         try:
             try:
@@ -115,12 +117,17 @@ class Spawning:
             except asyncio.CancelledError:
                 answer.cancel()
                 raise
-            if sure.done() and sure.exception() is None:
+            decided = sure.done()
+            if decided and sure.exception() is None:
                 with contextlib.suppress(BrokenPipeError):  # it failed on the way to the gate: its answer says why
                     os.write(way, PASS)
         finally:
             os.close(way)
-        return await self._answered(line, answer)
+        if decided:
+            return await self._answered(line, answer)
+        with contextlib.suppress(OSError, SpawnerLost):
+            await self._answered(line, answer)
+        return None
 
     async def _order(self, order: Order, descriptors: Sequence[int]) -> tuple[socket.socket, asyncio.Future[Begun]]:
         """The line that it went over, and what is to come back."""
