@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from branchd.branch.fleet import Fleet
 from branchd.branch.instances import Instances
 from branchd.branch.supervisor import Supervisor
@@ -97,7 +99,11 @@ class Celery:
     async def put_autoscale(self, app: str, name: str, body: Any) -> AutoscaleView:
         self._scalable(app, name)
         bounds = decode(Autoscale, body)
-        await self._instances.edit(app, name, lambda: {"autoscale": encode(bounds)})
+        try:
+            await self._instances.edit(app, name, lambda: {"autoscale": encode(bounds)})
+        except Invalid as invalid:  # the body is that field alone
+            faults = [replace(fault, pointer=fault.pointer.removeprefix("/autoscale")) for fault in invalid.faults]
+            raise Invalid(faults) from None
         return self.autoscale(app, name)
 
     async def stats(self, supervisor: Supervisor) -> Mapping[str, Any] | None:

@@ -3,7 +3,8 @@
 The records are held by layers.py. Checks without effects: writing down and acting is the service's.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from branchd.branch.layers import Layers
@@ -166,4 +167,15 @@ def _body_faults(body: QueueBody) -> list[Fault]:
     if body.exchange_type not in EXCHANGE_TYPES and not body.exchange_type.startswith("x-"):
         hint = f"one of {', '.join(EXCHANGE_TYPES)}, or a plugin's own, which begins with x-"
         faults.append(Fault("/exchange_type", f"{body.exchange_type[:80]!r} is not known", hint))
+    if not _finite(body.options):
+        faults.append(Fault("/options", "has nan or inf in it", "JSON has no such numbers"))
     return faults
+
+
+def _finite(value: Any) -> bool:
+    """Every number in it is one; TOML has others."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

@@ -8,6 +8,7 @@ a web server, and `--help` for nothing at all.
 
 import gc
 import os
+import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -60,16 +61,18 @@ def configuration(command: Command) -> Command:
 @click.pass_context
 def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: Path | None, **flags: Any) -> None:
     """Run the daemon until it is told to stop."""
+    if new_id and same_machine:
+        raise click.UsageError("--new-id and --same-machine are two answers to one question")
+    # Until it is handled: a reload that is asked for this early would end the daemon.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     gc.disable()  # a start makes little but what stays; when it is ready compose.py has it collected again
-    from branchd.adapters.handover import Handover, hold_signals, let_signals, receive
+    from branchd.adapters.handover import Handover, let_signals, receive
     from branchd.branch.identity import Answer
     from branchd.cli import refusal
     from branchd.cli.compose import run as run_daemon
     from branchd.cli.config import Misconfigured
     from branchd.cli.reloading import persist, rehearsed
 
-    if new_id and same_machine:
-        raise click.UsageError("--new-id and --same-machine are two answers to one question")
     answer = Answer.NEW_ID if new_id else Answer.SAME_MACHINE if same_machine else None
     folder: Path | None = None
     handover = Handover()
@@ -80,7 +83,6 @@ def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: P
             rehearsed(config, rehearse)
             return
         folder = config.branch.run
-        hold_signals()  # until they are handled: from here on a reload that is asked for early does not end it
         code = run_daemon(config, handover, answer)
     except BranchdError as error:
         _explain(error)

@@ -14,14 +14,19 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+from msgspec.structs import replace
 
 from branchd.core.errors import Fault, Invalid
+from branchd.core.merge import tells_secret
 from branchd.wire import json
 
 T = TypeVar("T")
 
 #: faults reported of one request; what sends more than these is not a person
 MOST_FAULTS = 100
+
+#: characters of what is wrong in one place
+LONGEST_DETAIL = 400
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
@@ -32,7 +37,7 @@ def decode(kind: type[T], value: Any, judge: Callable[[T], list[Fault]] = lambda
         decoded = _convert(value, kind)
     except msgspec.ValidationError as error:
         found = list(islice(_faults(kind, value, ()), MOST_FAULTS)) or [((), (str(error), ""))]
-        faults = [Fault("".join(f"/{_escaped(part)}" for part in path), *words) for path, words in found]
+        faults = [Fault(_pointer(path), *words) for path, words in found]
         if isinstance(value, Mapping):
             wrong = {path[0] for path, _ in found if path}
             try:
@@ -40,10 +45,10 @@ def decode(kind: type[T], value: Any, judge: Callable[[T], list[Fault]] = lambda
             except msgspec.ValidationError:
                 pass  # required fields are missing: there is no rest to judge
             else:
-                faults += judge(rest)
+                faults += _cut(judge(rest))
         raise Invalid(faults[:MOST_FAULTS]) from None
     if faults := judge(decoded):
-        raise Invalid(faults[:MOST_FAULTS])
+        raise Invalid(_cut(faults)[:MOST_FAULTS])
     return decoded
 
 
@@ -84,7 +89,7 @@ def _faults(kind: Any, value: Any, path: tuple[str, ...]) -> Iterator[tuple[tupl
     try:
         _convert(value, kind)
     except msgspec.ValidationError:
-        yield path, _misfit(choices, value)
+        yield path, _misfit(choices, value, "it" if tells_secret(_pointer(path)) else _short(value))
 
 
 def _faults_of_fields(
@@ -105,13 +110,13 @@ def _faults_of_fields(
             yield (*path, field.name), ("this field is required", "")
 
 
-def _misfit(choices: tuple[Any, ...], value: Any) -> tuple[str, str]:
-    """What is wrong with a value that is of none of these kinds, and a hint."""
+def _misfit(choices: tuple[Any, ...], value: Any, shown: str) -> tuple[str, str]:
+    """What is wrong with a value that is of none of these kinds, and a hint. `shown`: the value, or that it is none."""
     choices = tuple(choice for choice in choices if choice is not NoneType)
     words = _either(list(dict.fromkeys(map(_words, choices))))
     if isinstance(value, str) and all(map(_items, choices)):
-        return f"{_short(value)} is not known", f"one of {words}"
-    return f"{_short(value)} is not {words}", ""
+        return f"{shown} is not known", f"one of {words}"
+    return f"{shown} is not {words}", ""
 
 
 def _items(choice: Any) -> list[str]:
@@ -123,7 +128,7 @@ def _items(choice: Any) -> list[str]:
 
 def _words(choice: Any) -> str:
     if items := _items(choice):
-        return _either([repr(item) for item in items])
+        return _either(list(map(_short, items)))
     if choice in _WORDS:
         return _WORDS[choice]
     return "a list" if get_origin(choice) in (tuple, list) else "an object"
@@ -133,11 +138,23 @@ def _either(items: list[str]) -> str:
     return " or ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
 
 
-def _escaped(part: str) -> str:
-    """As RFC 6901 writes a name in a pointer."""
-    return part.replace("~", "~0").replace("/", "~1")
+def _pointer(path: tuple[str, ...]) -> str:
+    """As RFC 6901 writes it."""
+    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    """As JSON, whose words its sender knows."""
+    try:
+        text = json.dumps(value).decode()
+    except ValueError:  # half of a surrogate pair, as in an environment that is not UTF-8
+        text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _cut(faults: list[Fault]) -> list[Fault]:
+    """Whoever sent a long text needs not read all of it again."""
+    return [
+        fault if len(fault.detail) <= LONGEST_DETAIL else replace(fault, detail=fault.detail[:LONGEST_DETAIL] + "...")
+        for fault in faults
+    ]

@@ -111,6 +111,13 @@ async def test_commands_have_neither_consumers_nor_autoscale(shop: Api) -> None:
         assert (await shop(method, f"{path}/{what}", body)).slug == "conflict"
 
 
+async def test_what_is_wrong_with_bounds_is_told_at_their_place(shop: Api) -> None:
+    await shop("PUT", "/v1/apps/mail", {"application": "proj", "wanted": "down"})
+    await shop("PUT", MAIL.replace("shop", "mail"), {})
+    answer = await shop("PUT", f"{MAIL.replace('shop', 'mail')}/autoscale", {"min": 2, "max": 1})
+    assert (answer.slug, answer.pointers) == ("invalid", [""])
+
+
 async def test_a_solo_pool_has_no_autoscale(api: Api) -> None:
     await api("PUT", "/v1/apps/shop", {"application": "proj", "pool": "solo", "wanted": "down"})
     await api("PUT", MAIL, {})

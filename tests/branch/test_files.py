@@ -273,6 +273,14 @@ async def test_a_start_finds_no_files_at_all_and_stops_nothing(begin, disk, hous
     assert [*snapshot.apps, *snapshot.queues, *snapshot.instances, *snapshot.authored] == []
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+async def test_a_number_that_json_has_not_is_a_fault_also_in_what_nobody_reads_here(begin, disk, number):
+    disk.app("shop", COMMAND, {}, {"q": {"options": {"queue_arguments": [{"x": number}]}}})
+    service = await begin()
+    [fault] = (await service.files.reread()).faults
+    assert fault.pointer == f"{FILE}: [apps.shop.queues.q].options"
+
+
 async def test_with_any_fault_nothing_is_applied_and_what_was_goes_on(begin, disk, house):
     disk.app("shop", instances={"web": {}})
     service = await begin()

@@ -103,6 +103,21 @@ async def test_a_hangup_takes_up_another_configuration(make_branch: Maker, tmp_p
     assert (await branch.pids())["shop:a"] == worker
 
 
+async def test_a_hangup_while_it_starts_is_a_reload_when_it_has(make_branch: Maker) -> None:
+    branch = make_branch()
+    process = branch.launch()
+
+    def held() -> bool:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return bool(int(status.partition("SigBlk:")[2].split()[0], 16) & 1 << signal.SIGHUP - 1)
+
+    await until(held, 30, "signals to be held")
+    process.send_signal(signal.SIGHUP)
+    await until(lambda: branch.log.count("event=ready") == 2, 60, "started, and reloaded")
+    process.terminate()
+    assert process.wait(30) == 0
+
+
 async def test_a_configuration_that_would_not_start_is_refused_with_the_reason(
     make_branch: Maker, tmp_path: Path
 ) -> None:

@@ -41,7 +41,7 @@ def test_wrong_types_unknown_fields_and_wrong_values_are_all_told_at_once():
         "/restart/max_restarts",
     }  # fmt: skip
     assert found["/comand"].hint == "did you mean command?"
-    assert "'prefork', 'threads', 'solo'" in found["/pool"].hint
+    assert '"prefork", "threads", "solo"' in found["/pool"].hint
 
 
 @pytest.mark.parametrize("name", ["int", "str", "float", "bool", "Secret", "", "~/", "0"])
@@ -130,21 +130,27 @@ def test_whatever_comes_is_either_a_spec_or_has_faults(value):
     ("field", "value", "pointer", "words"),
     [
         ("priority", 1.5, "/priority", "1.5 is not a whole number"),
-        ("priority", True, "/priority", "True is not a whole number"),
-        ("absence", "x", "/absence", "'x' is not a number or 'never'"),
+        ("priority", True, "/priority", "true is not a whole number"),
+        ("absence", "x", "/absence", '"x" is not a number or "never"'),
         ("max_memory", [], "/max_memory", "[] is not a whole number or text"),
         ("umask", 27, "/umask", "27 is not text"),
-        ("command", "sleep", "/command", "'sleep' is not a list"),
+        ("command", "sleep", "/command", '"sleep" is not a list'),
         ("command", ["a", 1], "/command/1", "1 is not text"),
-        ("env", ["A=1"], "/env", "['A=1'] is not an object"),
+        ("env", ["A=1"], "/env", "it is not an object"),
+        ("broker", ["amqp://u:p@h"], "/broker", "it is not text"),
+        ("env", {"A": {"secret": ["p"]}}, "/env/A/secret", "it is not text"),
+        ("hooks", {"on_exit": "https://h/p"}, "/hooks/on_exit", "it is not an object"),
+        ("directory", "x" * 9_000, "/directory", None),
         ("labels", {"a/b": 5}, "/labels/a~1b", "5 is not text"),
-        ("stop", [{"signal": "TERM", "patience": "5"}], "/stop/0/patience", "'5' is not a number"),
+        ("stop", [{"signal": "TERM", "patience": "5"}], "/stop/0/patience", '"5" is not a number'),
         ("stop", [{"signal": "TERM"}], "/stop/0/patience", "this field is required"),
         ("stop", [3], "/stop/0", "3 is not an object"),
         ("logs", {"compress": 1}, "/logs/compress", "1 is not true or false"),
-        ("logs", {"to": "x" * 100}, "/logs/to", f"'{'x' * 56}... is not known"),
+        ("logs", {"to": "x" * 100}, "/logs/to", f'"{"x" * 56}... is not known'),
         ("ready", {"probe": {"htp": ""}}, "/ready/probe/htp", "unknown field"),
     ],
 )
 def test_what_is_wrong_is_said_in_words(field, value, pointer, words):
-    assert faults(accept, {field: value}, {})[pointer].detail == words
+    detail = faults(accept, {field: value}, {})[pointer].detail
+    assert len(detail) < 500
+    assert words in (detail, None)
