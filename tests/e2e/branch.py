@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from branchd.client import BranchdClient, Unreachable
-from tests.waiting import until
+from tests.waiting import until, until_sync
 
 #: a Celery application of a user; see its text for what it takes from its environment
 PROJECT = Path(__file__).with_name("project")
@@ -87,7 +87,10 @@ class RunningBranch:
     def clean_up(self) -> None:
         """Ends the daemon and all that it runs, also after a kill: one more daemon adopts it and stops it."""
         if self._process is not None and self._process.poll() is not None and self._process.returncode != 0:
-            self.launch()
+            begun = self.log.count("event=ready")
+            process = self.launch()
+            # Before it has adopted what runs, TERM would end the daemon alone.
+            until_sync(lambda: process.poll() is not None or self.log.count("event=ready") > begun, 30)
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             for _ in range(3):
