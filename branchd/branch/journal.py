@@ -18,22 +18,18 @@ class Journal:
         self._events = events
         self._wall = wall
 
-    async def commit(self, *changes: Change, events: Sequence[Told] = (), regardless: bool = False) -> None:
-        """StorageFailed. `regardless`: what the events tell of has happened, whether or not the store takes it.
-
-        That nobody was promised, so that it need not outlive the machine, and does not wait for the disk.
-        """
+    async def commit(self, *changes: Change, events: Sequence[Told] = ()) -> None:
+        """StorageFailed, and then nothing is told."""
         told = [self._events.number(self._wall(), *event) for event in events]
-        try:
-            await self._store.write(*changes, *(Put(event) for event in told), durable=not regardless)
-        except BaseException:
-            if regardless:
-                self._events.publish(told)
-            raise
+        await self._store.write(*changes, *(Put(event) for event in told))
         self._events.publish(told)
 
     def begin(self, *changes: Change, events: Sequence[Told] = ()) -> asyncio.Future[None]:
-        """As commit(), `regardless`; asked for when this returns: before all that is committed later."""
+        """Of what has happened, and is told whether or not the store takes it: what the future raises is StorageFailed.
+
+        Asked for when this returns: before all that is committed later. That nobody was promised, so that it need not
+        outlive the machine, and does not wait for the disk.
+        """
         told = [self._events.number(self._wall(), *event) for event in events]
         done = self._store.begin_write(*changes, *(Put(event) for event in told))
         done.add_done_callback(lambda _: self._events.publish(told))

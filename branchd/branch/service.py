@@ -104,7 +104,7 @@ class Service:
         await resume(self._fleet, lambda supervisor: mesh is not None and mesh.draining.holds(supervisor))
         started = ("branch.started", None, None, {"version": self._version})
         try:
-            await self._journal.commit(events=[started], regardless=True)
+            await self._journal.begin(events=[started])
         except StorageFailed as failure:  # a full disk is no reason to leave alone what runs
             log.error("not saved", reason=failure.detail)
         if self.mesh is not None:

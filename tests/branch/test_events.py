@@ -24,7 +24,7 @@ class Log:
 
     async def happen(self, count: int = 1, *, regardless: bool = False) -> None:
         told = [("instance.state", "shop", "web", {})] * count
-        await self._journal.commit(events=told, regardless=regardless)
+        await (self._journal.begin if regardless else self._journal.commit)(events=told)
 
     async def keep(self, count: int) -> None:
         await self.store.write(Expire(0.0, count))
