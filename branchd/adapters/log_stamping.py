@@ -87,7 +87,6 @@ class _Pipe:
     def __init__(self, log: RotatedLog, folder: tuple[Path, str, str], stream: Stream, format: LogFormat) -> None:
         self.log = log
         self.format = format
-        self.ending = False  #: its program has ended, and no other one has begun
         self._folder = folder
         self._stream = stream
         self._spool_name = spool_name(stream)
@@ -219,6 +218,7 @@ class Stamper:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._pipes: dict[tuple[Key, Stream], _Pipe] = {}
+        self._left: set[Key] = set()  #: whose program has ended, and no other one has begun
         self._lock = threading.Lock()
         self._read: dict[int, _Pipe] = {}  #: by descriptor
         self._thread: threading.Thread | None = None
@@ -234,7 +234,7 @@ class Stamper:
                     os.unlink(spool_name(stream), dir_fd=folder)
                 os.mkfifo(name, 0o600, dir_fd=folder)
             self._attach(key, stream, format, log)
-            self._pipes[key, stream].ending = False
+            self._left.discard(key)
             return open_pipe(folder, name)
 
     def attach(self, key: Key, log_of: Callable[[Stream], RotatedLog]) -> None:
@@ -255,19 +255,24 @@ class Stamper:
             pipe.drain()
 
     def leave(self, key: Key) -> None:
-        """Its program has ended: what is there is for finish()."""
-        for pipe in self._of(key):
-            pipe.ending = True
+        """Its program has ended: what is there, or is found by a later attach(), is for finish()."""
+        self._left.add(key)
 
-    def finish(self, key: Key, stays: Callable[[Stream, LogFormat], bool] | None = None) -> None:
-        """Writes what is left in pipes that were left, and removes them; or of all but those that stay. OSError."""
-        for stream in Stream:
-            if (pipe := self._pipes.get((key, stream))) is not None:
-                pipe.drain(64)
-                with self._lock:
-                    if pipe.ending if stays is None else not stays(stream, pipe.format):
-                        pipe.drain(64, final=True)
-                        self._drop(key, stream, remove=True)
+    def finish(self, key: Key) -> None:
+        """Writes what is left in the pipes of a program that has ended, and removes them. OSError."""
+        for pipe in self._of(key):
+            pipe.drain(64)
+        with self._lock:
+            if key in self._left:
+                self._end(key, lambda stream, format: False)
+                self._left.discard(key)
+
+    def keep(self, key: Key, stays: Callable[[Stream, LogFormat], bool]) -> None:
+        """Does so with all pipes but those that stay, before its next program begins. OSError."""
+        for pipe in self._of(key):
+            pipe.drain(64)
+        with self._lock:
+            self._end(key, stays)
 
     def close(self) -> None:
         """The pipes stay, and what is in them."""
@@ -276,10 +281,11 @@ class Stamper:
         os.eventfd_write(self._wake, 1)
         self._thread.join()
         for (key, stream), pipe in list(self._pipes.items()):
-            if pipe.ending:  # nobody will have it open any more
+            ended = key in self._left  # then nobody will have it open any more
+            if ended:
                 with suppress(OSError):
                     pipe.drain(64, final=True)
-            self._drop(key, stream, remove=pipe.ending)
+            self._drop(key, stream, remove=ended)
         self._epoll.close()
         os.close(self._wake)
 
@@ -300,6 +306,12 @@ class Stamper:
             self._thread = threading.Thread(target=self._run, name="log-stamping", daemon=True)
             self._thread.start()
         self._epoll.register(pipe.pipe, select.EPOLLIN)
+
+    def _end(self, key: Key, stays: Callable[[Stream, LogFormat], bool]) -> None:
+        for stream in Stream:
+            if (pipe := self._pipes.get((key, stream))) is not None and not stays(stream, pipe.format):
+                pipe.drain(64, final=True)
+                self._drop(key, stream, remove=True)
 
     def _drop(self, key: Key, stream: Stream, *, remove: bool) -> None:
         pipe = self._pipes.pop((key, stream))

@@ -80,8 +80,8 @@ class FileLogs:
         self._watch.watch(key, self._both(key), size_in_bytes(logs.rotate_at), logs.keep, pack=logs.compress)
 
     def forget(self, key: Key) -> None:
-        if self._stamper.reads(key):
-            self._stamper.leave(key)
+        self._stamper.leave(key)
+        if not self._closed:
             self._watch.submit(partial(self._finish, key))
         self._watch.forget(key)
 
@@ -158,7 +158,7 @@ class FileLogs:
         if self._stamper.reads(key):
             streams = [Stream.STDOUT] if logs.stderr is Stderr.JOIN else list(Stream)
             used = streams if logs.to is LogTarget.FILES else []
-            self._stamper.finish(key, lambda stream, format: stream in used and format is logs.format)
+            self._stamper.keep(key, lambda stream, format: stream in used and format is logs.format)
 
     # In threads
 
@@ -170,6 +170,7 @@ class FileLogs:
 
     def _finish(self, key: Key) -> None:
         try:
+            self._stamper.attach(key, partial(self._log, key))  # an earlier daemon may have left it so
             self._stamper.finish(key)
         except OSError as error:
             _log.warning("log-lines-are-not-written", instance=str(key), reason=str(error))

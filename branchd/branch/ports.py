@@ -130,7 +130,7 @@ class LogFiles(Protocol):
         """
 
     def forget(self, key: Key) -> None:
-        """Ends that, when what was written is in the files; the files stay."""
+        """Ends that, when what was written is in the files; the files stay. Also of one that is not watched."""
 
     async def remove(self, key: Key) -> None:
         """Deletes the instance's files."""

@@ -266,6 +266,8 @@ class Supervisor:
                 self.want(self.spec.wanted)
             elif self.machine.held:
                 self.reconsider()
+        if self.settled:  # the last daemon may have been killed before it came to this
+            self._world.logs.forget(self.key)
         self._touch()
 
     # What comes of an event

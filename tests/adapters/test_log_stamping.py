@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -132,6 +133,36 @@ async def test_a_program_that_starts_again_at_once_has_its_pipe(files: FileLogs,
         files.forget(KEY)
     await until(lambda: not (folder / "stdout.timestamped").exists())
     assert texts(await files.tail(KEY, Stream.STDOUT, 100)) == [b"%d" % number for number in range(50)]
+
+
+async def test_a_program_that_ends_before_its_pipe_is_found_leaves_none(tmp_path: Path, folder: Path) -> None:
+    first = FileLogs(tmp_path / "logs")
+    with first.open(KEY, TIMESTAMPED) as (out, _):
+        os.write(out, b"one\nlast words")
+        await first.close()
+        second = FileLogs(tmp_path / "logs")
+        busy = threading.Event()
+        second._watch.submit(busy.wait)  # it rotates a large log
+        second.watch(KEY, TIMESTAMPED)
+        second.forget(KEY)
+    busy.set()
+    await until(lambda: [path.name for path in folder.iterdir()] == ["stdout.log"])
+    assert texts(await second.tail(KEY, Stream.STDOUT, 10)) == [b"one", b"last words"]
+    await second.close()
+
+
+async def test_a_daemon_that_was_killed_after_its_program_ended_leaves_no_pipe_to_the_next(
+    tmp_path: Path, folder: Path, files: FileLogs
+) -> None:
+    killed = FileLogs(tmp_path / "logs")
+    with killed.open(KEY, TIMESTAMPED) as (out, _):
+        os.write(out, b"one\nlast words")
+        assert texts(await killed.tail(KEY, Stream.STDOUT, 10)) == [b"one"]
+    await killed.close()
+    assert (folder / "stdout.timestamped").is_fifo()
+    files.forget(KEY)
+    await until(lambda: [path.name for path in folder.iterdir()] == ["stdout.log"])
+    assert texts(await files.tail(KEY, Stream.STDOUT, 10)) == [b"one", b"last words"]
 
 
 async def test_the_format_changes_with_the_next_start(files: FileLogs, folder: Path) -> None:

@@ -216,6 +216,12 @@ async def test_lines_with_times_are_each_there_once_though_the_daemon_is_killed_
     since = (await text(branch, "w", since=last.decode())).splitlines()
     assert since == [line for line in found if last in line]
 
+    branch.kill()
+    os.mkfifo(folder / f"stdout.{format}", 0o600)  # as if it were killed before it took that away
+    await branch.start()
+    await until(lambda: not (folder / f"stdout.{format}").exists(), 20, "the next daemon to take it away")
+    assert await whole() == found
+
 
 async def test_what_is_inherited_goes_where_the_daemons_own_goes_and_on_without_it(branch: RunningBranch) -> None:
     await branch.client.put_app("shop", {"kind": "command", "logs": {"to": "inherit"}})
