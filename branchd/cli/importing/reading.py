@@ -84,6 +84,9 @@ def _included(
             raise Unreadable(f"[include] files: {error}") from None
         if not matches:
             notes.append(Note(Verdict.LINT, ("files",), f"no file matches {pattern}"))
+        for match in matches:
+            if os.path.exists(match) and not os.path.isdir(match) and not os.path.isfile(match):
+                raise Unreadable(f"[include] files: {match} is not a regular file")  # a pipe or a device has no end
         found += [os.path.abspath(match) for match in matches if not os.path.isdir(match)]
     return found
 

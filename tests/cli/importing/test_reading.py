@@ -1,6 +1,7 @@
 """Files, sections, [include]; and that nothing but a clear error comes of what is no configuration."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def test_an_included_file_that_includes_is_told_once(conf: Path) -> None:
     ]
     assert found.sections["include"]["files"] == "a.ini b.ini"
     assert "program:c" not in found.sections
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_an_included_pipe_or_device_is_refused_not_waited_for(conf: Path, make: Callable[[Path], None]) -> None:
+    make(conf.parent / "a.ini")
+    conf.write_text("[include]\nfiles = *.ini")
+    with pytest.raises(Unreadable, match=r"a\.ini is not a regular file"):
+        read(conf, HOST, {})
 
 
 def test_an_included_file_that_cannot_be_read_is_an_error(conf: Path) -> None:
