@@ -5,7 +5,10 @@ import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
+from branchd.branch.records import Put
+from branchd.branch.service import Service
 from branchd.core.access import Scope
 from branchd.core.spec import Logs
 from branchd.core.values import Key
@@ -155,3 +158,12 @@ async def test_who_hangs_up_ends_the_search(web: Api, house: House, monkeypatch:
             await web("GET", f"{LOGS}?grep=x")
     async with asyncio.timeout(10):
         await ended.wait()
+
+
+async def test_an_instance_whose_spec_is_not_valid_any_more_has_its_log_all_the_same(
+    web: Api, house: House, branch: Service
+) -> None:
+    [record] = house.store.load().instances
+    await branch._fleet.define("shop", [Put(replace(record, spec={"restart": "nonsense"}))], [])
+    assert "not valid any more" in (await web("GET", WEB)).json["status"]["reason"]
+    assert (await web("GET", LOGS)).body == TEXT

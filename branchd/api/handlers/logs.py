@@ -16,8 +16,9 @@ from branchd.branch.output import check_readable
 from branchd.branch.ports import Lines, Piece
 from branchd.core.access import Scope
 from branchd.core.errors import Conflict, Fault, Invalid, Unavailable
-from branchd.core.spec import Logs, LogTarget, Stderr
+from branchd.core.spec import Logs
 from branchd.core.values import Key, Stream
+from branchd.wire.decode import decode
 
 route = Routes()
 
@@ -79,8 +80,8 @@ LONGEST_LINE = 64 << 10
 async def get_logs(call: Call) -> web.StreamResponse:
     """Its output as it was written; when followed and asked for as text/event-stream, each line is an event."""
     instance = call.service.instances.get(call.path["app"], call.path["instance"])
-    key, stream, logs = Key(instance.app, instance.name), call.get(STREAM), instance.effective["logs"]
-    check_readable(key, Logs(stderr=Stderr(logs["stderr"]), to=LogTarget(logs["to"])), stream)
+    key, stream = Key(instance.app, instance.name), call.get(STREAM)
+    check_readable(key, decode(Logs, instance.effective.get("logs", {})), stream)  # Unusable ones have nothing effective
     _check(call)
     if (length := call.get(LENGTH)) is not None:
         offset = call.get(OFFSET) or 0
