@@ -185,7 +185,7 @@ async def _passed_on(call: Call, owner: str, served: Served) -> web.StreamRespon
     if not call.route.streams or served.status >= HTTPStatus.BAD_REQUEST:
         return web.Response(status=served.status, headers=headers, body=await whole(served))
     response = web.StreamResponse(status=served.status, headers=headers)
-    await call.house.streams.run(call.request, call.principal, _copy(call.request, response, served))
+    await call.house.streams.run(call.request, call.principal, response, _copy(call.request, response, served))
     return response
 
 

@@ -47,8 +47,13 @@ class Streams:
         for task in self._tasks:
             task.cancel()
 
-    async def run(self, request: web.Request, principal: Principal, pump: Coroutine[Any, Any, None]) -> None:
-        """Runs what writes a stream, to its end or the client's or the server's. TooMany."""
+    async def run(
+        self, request: web.Request, principal: Principal, response: web.StreamResponse, pump: Coroutine[Any, Any, None]
+    ) -> None:
+        """Runs what writes a stream, to its end or the client's or the server's. TooMany.
+
+        What is raised before the response has begun is raised here too: it can be told as any other.
+        """
         owner = principal.name, principal.via
         try:
             self._check_room(owner, peer(request) is not None and principal.scope is Scope.ADMIN)
@@ -60,7 +65,10 @@ class Streams:
             await self.during(request, pump)
         except (ConnectionError, TimeoutError):  # gone, or reads too slowly
             _abort(request)
-        except Exception as error:  # noqa: BLE001  # the answer has begun: all that can be told is that it is not whole
+        except Exception as error:
+            if not response.prepared:
+                raise
+            # The answer has begun: all that can be told is that it is not whole.
             internal(error, f"{request.method} {request.raw_path!r}")
             _abort(request)
         finally:

@@ -2,14 +2,17 @@
 
 import asyncio
 import os
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from msgspec.structs import replace
 
+from branchd.branch.ports import Piece
 from branchd.branch.records import Put
 from branchd.branch.service import Service
 from branchd.core.access import Scope
+from branchd.core.errors import Unavailable
 from branchd.core.spec import Logs
 from branchd.core.values import Key
 from tests.api.conftest import Api, House
@@ -167,3 +170,17 @@ async def test_an_instance_whose_spec_is_not_valid_any_more_has_its_log_all_the_
     await branch._fleet.define("shop", [Put(replace(record, spec={"restart": "nonsense"}))], [])
     assert "not valid any more" in (await web("GET", WEB)).json["status"]["reason"]
     assert (await web("GET", LOGS)).body == TEXT
+
+
+async def test_a_log_that_cannot_be_read_is_a_503_also_for_who_would_follow_it(
+    web: Api, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object, **__: object) -> AsyncGenerator[Piece, None]:
+        raise Unavailable("the log of shop:web-1 cannot be read: Input/output error")
+        yield
+
+    monkeypatch.setattr(house.logs, "select", broken)
+    for query in ("", "?follow"):
+        answer = await web("GET", f"{LOGS}{query}")
+        assert (answer.status, answer.slug) == (503, "unavailable")
+        assert "Input/output" in answer.json["detail"]

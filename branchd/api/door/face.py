@@ -121,5 +121,5 @@ class Face:
                 if isinstance(error, Exception):
                     raise error
 
-        await self._house.streams.run(request, principal, both())
+        await self._house.streams.run(request, principal, response, both())
         return response

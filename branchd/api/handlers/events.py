@@ -56,10 +56,10 @@ async def get_events(call: Call) -> web.StreamResponse:
     items = call.service.events.subscribe(_after(call), tail=call.get(TAIL) or 0, follow=call.get(FOLLOW))
     if NDJSON in call.request.headers.get("Accept", ""):
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
-        await call.house.streams.run(call.request, call.principal, _send_lines(call, response, items))
+        await call.house.streams.run(call.request, call.principal, response, _send_lines(call, response, items))
         return response
     events = event_source()
-    await call.house.streams.run(call.request, call.principal, _send_events(call, events, items))
+    await call.house.streams.run(call.request, call.principal, events, _send_events(call, events, items))
     return events
 
 

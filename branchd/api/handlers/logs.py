@@ -81,7 +81,9 @@ async def get_logs(call: Call) -> web.StreamResponse:
     """Its output as it was written; when followed and asked for as text/event-stream, each line is an event."""
     instance = call.service.instances.get(call.path["app"], call.path["instance"])
     key, stream = Key(instance.app, instance.name), call.get(STREAM)
-    check_readable(key, decode(Logs, instance.effective.get("logs", {})), stream)  # Unusable ones have nothing effective
+    check_readable(
+        key, decode(Logs, instance.effective.get("logs", {})), stream
+    )  # Unusable ones have nothing effective
     _check(call)
     if (length := call.get(LENGTH)) is not None:
         offset = call.get(OFFSET) or 0
@@ -94,7 +96,7 @@ async def get_logs(call: Call) -> web.StreamResponse:
         return await _collected(call, pieces, lines)
     response = event_source() if sse else web.StreamResponse(headers={"Content-Type": f"{PLAIN}; charset=utf-8"})
     pump = _while_there(call, lambda: _send(call, response, pieces))
-    await call.house.streams.run(call.request, call.principal, pump)
+    await call.house.streams.run(call.request, call.principal, response, pump)
     return response
 
 
