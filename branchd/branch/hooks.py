@@ -35,6 +35,9 @@ TIMEOUT = 30.0
 AT_ONCE = 8
 MOST_WAITING = 1000
 
+#: seconds until the events are read again where the store failed
+AGAIN = 1.0
+
 #: seconds that the end of the daemon waits for hooks that are under way
 END_PATIENCE = 5.0
 
@@ -79,13 +82,17 @@ class HookRunner:
     async def _listen(self, last: int) -> None:
         # A reader that lags is let go, and goes on from what it has seen.
         while not self._events.closed:
-            async with aclosing(self._events.subscribe(last)) as items:
-                async for item in items:
-                    if isinstance(item, Reset):
-                        last = item.last
-                    else:
-                        last = item.id
-                        self._heard(item)
+            try:
+                async with aclosing(self._events.subscribe(last)) as items:
+                    async for item in items:
+                        if isinstance(item, Reset):
+                            last = item.last
+                        else:
+                            last = item.id
+                            self._heard(item)
+            except StorageFailed as failure:  # or nobody would be told of anything any more
+                log.error("hooks wait for the store", reason=failure.detail)
+                await asyncio.sleep(AGAIN)
 
     def _heard(self, event: EventRecord) -> None:
         if event.type != "instance.state" or event.app is None or event.instance is None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from branchd.branch import hooks
+from branchd.core.errors import StorageFailed
 from branchd.core.lifecycle import State
 from branchd.core.spec import Hook, Hooks
 from branchd.core.values import Exit
@@ -133,3 +134,24 @@ async def test_the_next_daemon_tells_nothing_again_and_what_it_finds(service, ho
     await until(lambda: house.teller.told)
     assert [json.loads(body)["data"]["exit"] for _, _, body in house.teller.told] == ["exit status unknown"]
     later.close()
+
+
+async def test_a_store_that_cannot_be_read_once_ends_no_hooks(house, monkeypatch):
+    readings, first_event = [], house.store.first_event
+
+    async def failing_once():
+        readings.append(None)
+        if len(readings) == 1:
+            raise StorageFailed("disk I/O error")
+        return await first_event()
+
+    monkeypatch.setattr(house.store, "first_event", failing_once)
+    monkeypatch.setattr(hooks, "AGAIN", 0.0)
+    service = house.service()
+    await service.begin()
+    await service.apps.put("web", {"kind": "command", "command": ["serve"]})
+    await service.instances.create(ADMIN, "web", {"name": "a", "hooks": HOOKS})
+    await until(lambda: status(service).state is State.RUNNING)
+    house.processes.end(status(service).pid, Exit(3))
+    await until(lambda: house.teller.told)
+    service.close()
