@@ -32,6 +32,7 @@ from branchd.branch.records import (
     Snapshot,
 )
 from branchd.branch.supervisor import Supervisor
+from branchd.branch.tasks import whole
 from branchd.branch.watch import Watch
 from branchd.branch.world import Policies, World
 from branchd.core.errors import BranchdError, Conflict, NotFound, Stale, StorageFailed, Unavailable
@@ -199,8 +200,12 @@ class Fleet:
         """Commits changes of an app, its queues and its instances, all at once, and applies them.
 
         The caller has seen that they hold together. New instances are started, and those that go are stopped.
-        `begun`: False while no supervisor was resumed yet: then nothing is started or stopped here.
+        `begun`: False while no supervisor was resumed yet: then nothing is started or stopped here. One that is
+        cancelled ends so when all of it is done: what is committed is applied too.
         """
+        await whole(self._define(app, changes, events, begun))
+
+    async def _define(self, app: str, changes: Sequence[Change], events: Sequence[Told], begun: bool) -> None:
         await self.journal.commit(*changes, events=events)
         self.definitions.apply(*changes)
         written = [change.record for change in changes if isinstance(change, Put)]

@@ -6,7 +6,7 @@ for the doctor. What is done is the part's.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -14,6 +14,8 @@ from branchd.core.diagnosis import Failures
 from branchd.core.errors import NoRoute, Unavailable
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class Tasks:
@@ -68,3 +70,13 @@ class Tasks:
         self._tasks.discard(task)
         if not task.cancelled() and isinstance(error := task.exception(), Exception):
             self.report(error)
+
+
+async def whole(work: Coroutine[Any, Any, T]) -> T:
+    """For what must not be done by half: where this is cancelled, the work ends first. What it raises goes before."""
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise

@@ -15,6 +15,7 @@ from branchd.core.lifecycle import State
 from branchd.core.spec import Spec, Wanted
 from branchd.core.stamps import Stamp
 from branchd.core.values import Exit
+from branchd.wire.resources import OperationState
 from tests.api.conftest import COMMAND
 from tests.branch.conftest import ADMIN
 from tests.waiting import until
@@ -478,3 +479,26 @@ def test_what_a_file_defines_stays_this_branchs_own_where_the_neighbourhood_says
     app = AppRecord("shop", COMMAND, source=source)
     snapshot = replace(house.store.load(), apps=(app,), entries=(app_entry(app, Stamp(1, "0" * 32)),))
     assert Layers(snapshot).twins("shop") is twins
+
+
+async def test_an_update_that_is_cancelled_while_it_commits_leaves_here_what_is_in_the_store(
+    begin, disk, house, monkeypatch
+):
+    service = await begin()
+    disk.app("shop", instances={"a": {}})
+    committed, told, write = asyncio.Event(), asyncio.Event(), house.store.write
+
+    async def slowly(*changes, durable=True):
+        await write(*changes, durable=durable)
+        committed.set()
+        await told.wait()
+
+    monkeypatch.setattr(house.store, "write", slowly)
+    operation = service.operations.begin("update", ADMIN, lambda progress: service.files.update(None, progress))
+    await committed.wait()
+    cancelling = asyncio.ensure_future(service.operations.cancel(operation.id))
+    await asyncio.sleep(0)
+    told.set()
+    assert (await cancelling).state is OperationState.CANCELLED
+    assert [app.name for app in house.store.load().apps] == [app.name for app in service.apps.list()] == ["shop"]
+    assert [one.key.name for one in house.store.load().instances] == [one.name for one in service.instances.list()]
