@@ -208,7 +208,8 @@ class Spawning:
                 os.killpg(pid, signal.SIGKILL)
             failure = errno.EMFILE
         if pid and failure:
-            os.waitpid(pid, 0)
+            # One that hangs in the kernel outlives its KILL, and nobody is to wait for it: it is reaped as an orphan.
+            os.waitpid(pid, os.WNOHANG if failure == errno.ETIMEDOUT else 0)
         answer = self._answers.pop(number)
         if answer.done():
             if pidfd >= 0:

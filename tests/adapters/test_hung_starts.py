@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from branchd.adapters import proc, process, spawner, spawning
+from branchd.adapters import proc, process, reaping, spawner, spawning, trees
 from branchd.core.errors import SpawnFailed
 from branchd.core.values import Key, Launch
 from tests.adapters.conformance_process import Exits
@@ -22,7 +22,7 @@ __all__ = ["machine"]  # a fixture
 #: what has this among its arguments is never executed
 HUNG = "hung"
 
-Hang = Callable[[float], None]
+Hang = Callable[..., None]
 
 
 def helper(path: Path, *lines: str) -> str:
@@ -35,13 +35,13 @@ def helper(path: Path, *lines: str) -> str:
 
 @pytest.fixture
 def hang(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Hang:
-    def begin(patience: float) -> None:
+    def begin(patience: float, *further: str) -> None:
         lines = (
             f"spawner.PATIENCE = {patience}",
             "execve = os.execve",
             f"os.execve = lambda *told: time.sleep(1000) if {HUNG.encode()!r} in told[1] else execve(*told)",
         )
-        monkeypatch.setattr(spawning, "PROGRAM", helper(machine.folder / "helper.py", *lines))
+        monkeypatch.setattr(spawning, "PROGRAM", helper(machine.folder / "helper.py", *lines, *further))
         machine.restart_daemon()
 
     return begin
@@ -75,6 +75,19 @@ async def test_one_that_does_not_begin_in_time_takes_no_other_with_it(machine: M
         assert isinstance(failure, SpawnFailed)
         assert "did not begin in time" in failure.detail
     assert machine.processes.spawner == pid
+
+
+async def test_one_that_does_not_even_end_keeps_nothing_waiting(
+    machine: Machine, hang: Hang, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaping, "ORPHAN_PATIENCE", 0.05)
+    hang(0.1, "spawner._SIGKILL = 0")  # so does the kernel's, where a process hangs in there
+    [failure] = await asyncio.gather(*hung(machine, 1), return_exceptions=True)
+    assert isinstance(failure, SpawnFailed)
+    [left] = clones(machine)
+    assert await machine.output(machine.shell("echo well")) == "well\n"
+    trees.kill(left)
+    await until(machine.childless)
 
 
 async def test_others_begin_however_many_do_not(machine: Machine, hang: Hang) -> None:
