@@ -16,6 +16,7 @@ from branchd.core.errors import BranchdError, Conflict, NotFound
 from branchd.core.spec import Kind, Spec, Stderr, Wanted, size_in_bytes
 from branchd.core.values import Key, Stream, signal_number
 from branchd.wire.decode import encode
+from branchd.wire.spec import effective
 
 method = Methods()
 
@@ -72,7 +73,7 @@ async def get_all_config_info(door: Door) -> list[dict[str, Any]]:
     here = {(one.app, one.name): dict(one.effective) for one in door.service.instances.list()}
     found = await door.service.files.defined()
     there = {
-        (app.name, name): {**app.spec, **own}
+        (app.name, name): encode(effective(dict(app.spec), dict(own)))
         for app in found.apps.values()
         for name, own in app.instances.items()
         if (app.name, name) not in here

@@ -21,6 +21,7 @@ from branchd.branch.ending import Ending
 from branchd.branch.own_log import KEPT, OwnLog
 from branchd.branch.service import Service
 from branchd.core.access import Scope
+from branchd.core.file_apps import FileApp, FileDefinitions
 from branchd.core.lifecycle import State
 from branchd.core.spec import Logs
 from branchd.core.values import Exit, Key
@@ -314,6 +315,21 @@ async def test_what_processes_are_to_be_is_told_in_supervisords_words(rpc: Rpc) 
         "stderr_capture_maxbytes": 0, "stderr_events_enabled": False, "stderr_logfile": "/logs/shop/echo/stderr.log",
         "stderr_logfile_backups": 2, "stderr_logfile_maxbytes": 1 << 20, "stderr_syslog": False,
     }  # fmt: skip
+
+
+async def test_what_a_file_defines_and_is_not_taken_up_is_told_with_all_that_its_app_says(
+    rpc: Rpc, branch: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = COMMAND | {"logs": {"keep": 3, "stderr": "file"}, "restart": {"max_restarts": 5}}
+    app = FileApp("mail", "/etc/branchd/mail.toml", spec, {"out": {"logs": {"keep": 4}}})
+
+    async def read() -> FileDefinitions:
+        return FileDefinitions({"mail": app})
+
+    monkeypatch.setattr(branch.files, "_read", read)
+    (out,) = [one for one in await rpc("supervisor.getAllConfigInfo") if one["name"] == "out"]
+    assert (out["inuse"], out["stdout_logfile_backups"], out["redirect_stderr"]) == (False, 4, False)
+    assert (out["stderr_logfile"], out["startretries"]) == ("/logs/mail/out/stderr.log", 5)
 
 
 async def test_groups_of_the_api_are_left_to_it(rpc: Rpc) -> None:
