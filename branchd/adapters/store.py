@@ -128,7 +128,7 @@ class SqliteStore:
         return await self._ask(partial(read_events, after=after, limit=limit))
 
     async def first_event(self) -> int:
-        """The lowest id that is still kept, 0 when none is; StorageFailed."""
+        """The lowest id from which on none has expired, 1 where none has at all; StorageFailed."""
         return await self._ask(first_event)
 
     async def event_before(self, last: int, count: int) -> int:
@@ -255,10 +255,6 @@ class SqliteStore:
                 f"{self.path} was removed, moved or replaced while the daemon ran",
                 "put it back, or stop the daemon and start it again; running instances go on",
             )
-
-    @staticmethod
-    def _at_once(work: _Work, connection: sqlite3.Connection) -> _Outcome:
-        return _Outcome(work(connection))
 
     def _within_savepoint(self, work: _Work, connection: sqlite3.Connection) -> _Outcome:
         connection.execute("SAVEPOINT one_write")
