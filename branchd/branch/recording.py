@@ -105,8 +105,8 @@ class Recording:
         self._in_flight = tuple(tasks) if exit.code != 0 else ()
         self.run = replace(self.run, identity=None, last_exit=exit, last_exit_at=self._world.wall())
 
-    async def save(self, before: Machine, pid: int | None, logs: Logs) -> bool:
-        """Commits it, with an event where the state is another than before. False when the store took nothing."""
+    async def save(self, before: Machine, pid: int | None, logs: Logs) -> None:
+        """Commits it, with an event where the state is another than before. It is not `saved` where that fails."""
         words: tuple[str, ...] = ()
         if self._moved_on(before):
             words = await last_words(self._world, self.run.key, logs, self.run.machine.state)
@@ -114,8 +114,6 @@ class Recording:
             await self.begin(before, pid, words)
         except StorageFailed as failure:
             self.failed(failure)
-            return False
-        return True
 
     def begin(self, before: Machine, pid: int | None, words: tuple[str, ...] = ()) -> asyncio.Future[None]:
         """The same, under way when this returns, with those last words; StorageFailed, which failed() is to be told."""

@@ -72,12 +72,12 @@ class OwnReplicas:
             for index in range(count):
                 key = Key(app, replica(app, index))
                 if fleet.find(key) is None:
-                    again |= await self._failed(key)
+                    again |= not await self._make(key)
         if again and not fleet.stopping:
             asyncio.get_running_loop().call_later(LOOK_EVERY, self.look, app)
 
-    async def _failed(self, key: Key) -> bool:
-        """Makes it; whether it is to be tried again. What fails is told once, however often it is tried."""
+    async def _make(self, key: Key) -> bool:
+        """Makes it; False: it is to be tried again. What fails is told once, however often it is tried."""
         fleet = self._fleet
         try:
             spec = fleet.definitions.effective(fleet.definitions.app(key.app), {})
@@ -90,6 +90,6 @@ class OwnReplicas:
                 self._failing[key] = type(error)
                 told = ("replica.failed", key.app, key.name, {"reason": error.detail})
                 fleet.later(fleet.journal.commit(events=[told]))
-            return isinstance(error, Unavailable)
+            return not isinstance(error, Unavailable)
         self._failing.pop(key, None)
-        return False
+        return True
