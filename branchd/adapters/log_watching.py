@@ -167,11 +167,11 @@ class LogWatch:
         self._wake()
 
     def forget(self, key: Key) -> None:
-        """After a last look: what a program wrote just before it ended is rotated too, and all is packed."""
+        """After the last looks: what a program wrote just before it ended is rotated too, and all is packed."""
         self._disturb(key)
         for watched in self._watched.pop(key, ()):
             watched.left = True
-            self._rotating.submit(watched.look)
+            self._rotating.submit(self._look_last, watched)
             if watched.packs and not self._closed:
                 self._rotating.submit(self._pack, key, watched, 0)
         if not self._watched:
@@ -274,6 +274,12 @@ class LogWatch:
         if watched.pack_at is not None and watched.pack_at <= time.monotonic():
             watched.pack_at = None
             self._pack(key, watched, UNPACKED)
+
+    def _look_last(self, watched: Watched) -> None:
+        """As often as there is more to rotate than goes into an archive."""
+        watched.look()
+        while watched.due <= watched.looked and not self._closed:
+            watched.look()
 
     def _ask(self, now: float) -> None:
         """Whoever grew has its turn in this round."""

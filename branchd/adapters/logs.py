@@ -74,6 +74,8 @@ class FileLogs:
             yield target
 
     def watch(self, key: Key, logs: Logs) -> None:
+        if self._closed:
+            return
         if key not in self._known:  # it runs since an earlier daemon's time
             self._known.add(key)
             self._watch.submit(partial(self._attach, key))

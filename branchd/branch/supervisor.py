@@ -266,8 +266,8 @@ class Supervisor:
                 self.want(self.spec.wanted)
             elif self.machine.held:
                 self.reconsider()
-        if self.settled:  # the last daemon may have been killed before it came to this
-            self._world.logs.forget(self.key)
+        if self.settled:
+            self._finish_logs()
         self._touch()
 
     # What comes of an event
@@ -314,9 +314,14 @@ class Supervisor:
 
     def _emptied(self) -> None:
         if self.settled:
-            self._world.logs.forget(self.key)
+            self._finish_logs()
             self._touch()  # who waits for that looks again
             self._keeper.settle(self)
+
+    def _finish_logs(self) -> None:
+        if self.machine.run:  # also of one that ended while no daemon was there, or whose daemon came not so far
+            self._world.logs.watch(self.key, self.spec.logs)
+        self._world.logs.forget(self.key)
 
     def _mend(self) -> None:
         """Begins anew: whatever is left of its processes ends, whatever is known of them is forgotten."""

@@ -262,6 +262,14 @@ async def test_watching_again_changes_the_limits_and_forgetting_ends_it(files: F
     assert archives(folder) == before
 
 
+async def test_all_that_is_too_much_is_rotated_when_it_is_forgotten(files: FileLogs, folder: Path) -> None:
+    write(files, KEY, lines(50_000))
+    files.watch(KEY, plain(1_000_000, 1000))
+    files.forget(KEY)
+    await asyncio.wrap_future(files._watch.submit(int))  # behind the last looks
+    assert len(archives(folder)) >= 4, "of 5 MB no more than 1 is left"
+
+
 async def test_nothing_watched_nothing_set(files: FileLogs) -> None:
     assert files._watch._timer is None
     files.watch(KEY, plain(100_000, 3))

@@ -14,7 +14,7 @@ import pytest
 
 from branchd.adapters.log_layout import Archive, first_data
 from branchd.client import ApiProblem
-from tests.e2e.branch import RunningBranch
+from tests.e2e.branch import RunningBranch, alive
 from tests.e2e.test_survival import SEED
 from tests.waiting import until
 
@@ -143,6 +143,21 @@ async def test_so_are_they_when_the_daemon_is_killed_again_and_again_while_it_ro
     await writer.finished()
     assert writer.written() == lines(0, TOTAL), f"BRANCHD_TEST_SEED={SEED}"
     assert await text(branch, "writer", tail=10_000) == lines(TOTAL - 10_000, TOTAL)
+
+
+async def test_what_ends_while_no_daemon_is_there_is_rotated_and_compressed_by_the_next(branch: RunningBranch) -> None:
+    await branch.client.put_app("shop", {"kind": "command"})
+    go = branch.folder / "go"
+    os.mkfifo(go)
+    script = f"read x <{go}; head -c 5000000 /dev/zero"
+    body = {"name": "w", "command": ["/bin/sh", "-c", script], "logs": LOGS, "restart": {"policy": "never"}}
+    pid = (await branch.client.create_instance("shop", body, wait=30))["status"]["pid"]
+    branch.kill()
+    go.write_text("go\n")
+    await until(lambda: not alive(pid), what="it to end")
+    await branch.start()
+    folder = branch.folder / "state/logs/shop/w"
+    await until(lambda: len(list(folder.glob("stdout.log.*.gz"))) >= 4, what="all but the last of 5 MB to be packed")
 
 
 async def test_output_goes_on_in_the_same_log_after_a_crash(branch: RunningBranch) -> None:
