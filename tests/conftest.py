@@ -1,10 +1,16 @@
 """What tests of several rooms share: brokers. Missing software fails a test in words; nothing is skipped."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.rabbitmq import RabbitMQ
+
+# What begins us may ignore them (nohup, a background job), and then all that we begin would: a Ctrl-C is not heard.
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
