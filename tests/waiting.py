@@ -11,7 +11,7 @@ T = TypeVar("T")
 PAUSE = 0.01
 
 
-async def until(condition: Callable[[], T | Awaitable[T]], seconds: float = 10, what: str = "") -> T:
+async def until(condition: Callable[[], T | Awaitable[T]], seconds: float = 30, what: str = "") -> T:
     """Waits till condition() (or what it awaits to) is truthy and returns that; AssertionError at the deadline."""
     deadline = time.monotonic() + seconds
     while True:
@@ -25,7 +25,7 @@ async def until(condition: Callable[[], T | Awaitable[T]], seconds: float = 10, 
         await asyncio.sleep(PAUSE)
 
 
-def until_sync(condition: Callable[[], T], seconds: float = 10, what: str = "") -> T:
+def until_sync(condition: Callable[[], T], seconds: float = 30, what: str = "") -> T:
     """The same for tests without a loop."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

@@ -14,7 +14,7 @@ from branchd.wire.agent import Heartbeat
 from tests.waiting import until
 
 #: seconds for what should happen at once
-SOON = 10.0
+SOON = 30.0
 UP = {"type": "heartbeat", "phase": "up"}
 
 

@@ -56,7 +56,7 @@ async def meshes(tmp_path: Path, *names: str, peer_scope: Scope = Scope.OPERATE)
             branches[name] = await _open(stack, broker, name, tmp_path / f"{name}.sock", session, peer_scope)
         await until(lambda: all(len(one.mesh.others()) == len(names) - 1 for one in branches.values()), 30)
         assert (await branches[names[0]].api("PUT", "/v1/apps/shop", {**COMMAND, "user": "www"})).status == 201
-        await until(lambda: all(one.service.apps.list() for one in branches.values()), 10)
+        await until(lambda: all(one.service.apps.list() for one in branches.values()))
         yield branches
 
 

@@ -260,6 +260,6 @@ async def test_a_wait_does_not_hold_the_stop_of_the_server(
     house.processes.missing.add("sleep")
     waiting = asyncio.create_task(shop("PUT", f"{WEB}?wait=1h", {"restart": {"floor": 60}}))
     await until(branch.instances.list)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await server.stop()
         assert (await waiting).status == 201

@@ -231,7 +231,7 @@ async def test_a_crowd_on_one_listener_waits_and_the_other_listener_still_answer
         assert not waiting.done()
         for _, writer in crowd:
             writer.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await waiting
 
 
@@ -267,7 +267,7 @@ async def test_without_descriptors_it_says_so_once_and_goes_on_when_there_are(
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
             await loop.sock_sendall(client, b"GET /healthz HTTP/1.0\r\n\r\n")
-            assert b"200 OK" in await asyncio.wait_for(loop.sock_recv(client, 100), 10)
+            assert b"200 OK" in await asyncio.wait_for(loop.sock_recv(client, 100), 30)
     assert set(refused) == {os.strerror(errno.EMFILE)}
     said = capsys.readouterr()
     assert said.out.count("not-accepting") == 1

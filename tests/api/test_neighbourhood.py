@@ -184,7 +184,7 @@ async def test_a_wait_ends_early_where_it_cannot_come_to_that(town: Neighbourhoo
     await town["a"].api("PUT", WEB, {"restart": {"policy": "never"}})
     house.processes.end(house.processes.spawned[0].identity.pid, Exit(code=1))
     await until(lambda: town["b"].service.instances.get("shop", "web").status.state == "EXITED")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         answer = await town["a"].api("GET", f"{WEB}?wait=1h")
         assert (answer.status, answer.json["status"]["state"]) == (200, "EXITED")
 

@@ -108,7 +108,7 @@ async def test_a_drain_is_asked_for_watched_and_ended_through_any_branch(three: 
     over = await ended(c, location)
     assert way(over) == (200, "b", "c")
     assert (over.json["state"], {step["state"] for step in over.json["steps"]}) == ("done", {"done"})
-    await until(lambda: b.runs == [], 10)
+    await until(lambda: b.runs == [])
     assert sorted(a.runs + c.runs) == [f"w{number}" for number in range(6)]
     listed = await c.api("GET", "/v1/operations")
     assert [one["id"] for one in listed.json["items"]] == [begun.json["id"]]

@@ -34,7 +34,7 @@ async def raw(api: Api, data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     try:
         writer.write(data)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             return await reader.read()
     finally:
         writer.close()
@@ -367,7 +367,7 @@ async def test_a_request_that_does_not_come_in_time_is_given_up(api: Api, monkey
     url = urlsplit(api.url)
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     writer.write(HEALTHZ)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         assert await reader.readuntil(b'{"status":"ok"}')
         writer.write(b"G")  # the next one, on the same connection
         assert await reader.read() == b""

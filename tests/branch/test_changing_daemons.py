@@ -32,7 +32,7 @@ async def test_programs_that_do_not_come_to_be_there_keep_a_daemon_from_being_re
     monkeypatch.setattr(adoption, "MOMENT", 0.05)
     monkeypatch.setattr(adoption, "MOMENTS", 0.1)
     later = house.service()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await later.begin()
     assert later.ready
     assert later.instances.get("web", "adopted").status.pid == pid

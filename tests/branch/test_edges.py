@@ -54,7 +54,7 @@ async def test_what_was_given_up_can_be_deleted(service, house, given_up):
 
 
 async def test_what_was_given_up_keeps_no_daemon_from_ending(service, house, given_up):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await service.end()
     assert house.processes.killed_trees == [given_up]
 

@@ -43,7 +43,7 @@ def shown(item: EventRecord | Reset) -> int | str:
 
 async def whole(items: Items) -> list[int | str]:
     """To its end."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return [shown(item) async for item in items]
 
 
@@ -54,14 +54,14 @@ async def following(items: Items) -> asyncio.Task[int | str]:
     assert not task.done()
 
     async def told() -> int | str:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return shown(await task)
 
     return asyncio.create_task(told())
 
 
 async def some(items: Items, count: int) -> list[int | str]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return [shown(await anext(items)) for _ in range(count)]
 
 

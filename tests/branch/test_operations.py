@@ -19,7 +19,7 @@ def operations() -> Operations:
 
 
 async def _ended(operations: Operations, identifier: str) -> OperationState:
-    await until(lambda: operations.get(identifier).state is not OperationState.RUNNING, seconds=5)
+    await until(lambda: operations.get(identifier).state is not OperationState.RUNNING)
     return operations.get(identifier).state
 
 
@@ -35,7 +35,7 @@ async def test_the_steps_are_seen_as_they_go(operations: Operations) -> None:
 
     begun = operations.begin("drain", ADMIN, work)
     assert (begun.kind, begun.by, begun.branch, begun.ended_at) == ("drain", "uid:0", "web1", None)
-    await until(lambda: len(operations.get(begun.id).steps) == 2, seconds=5)
+    await until(lambda: len(operations.get(begun.id).steps) == 2)
     assert [step.state for step in operations.get(begun.id).steps] == [StepState.RUNNING, StepState.WAITING]
     assert operations.running("drain") is not None
     go_on.set()
@@ -50,7 +50,7 @@ async def test_cancelling_keeps_what_is_done_and_leaves_the_rest_as_it_was(opera
         await asyncio.Event().wait()
 
     begun = operations.begin("drain", ADMIN, work)
-    await until(lambda: bool(operations.get(begun.id).steps), seconds=5)
+    await until(lambda: bool(operations.get(begun.id).steps))
     cancelled = await operations.cancel(begun.id)
     assert cancelled.state is OperationState.CANCELLED
     assert [step.state for step in cancelled.steps] == [StepState.DONE, StepState.KEPT]

@@ -407,14 +407,14 @@ async def test_who_waits_for_a_stop_is_told_of_it_and_not_at_the_deadline(servic
     waiting = asyncio.ensure_future(service.instances.wait("web", "a", "stopped", 3600))
     await service.instances.stop("web", "a")
     house.processes.end(pid, Exit(0))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await waiting
         assert await service.instances.wait("web", "a", "stopped", 3600)
 
 
 async def test_who_waits_for_ready_is_told_when_it_cannot_come_any_more(service, house):
     house.processes.missing.add("serve")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await create(service, "a", restart={"max_restarts": 0})
         assert not await service.instances.wait("web", "a", "ready", 3600)
 

@@ -106,7 +106,7 @@ async def test_what_could_not_be_created_of_several_is_told(town: Town, monkeypa
 
 
 async def test_an_answer_that_is_not_complete_says_so(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scatter, "PATIENCE", 0.2)
+    monkeypatch.setattr(scatter, "PATIENCE", 0.8)
     town.branches.silent = {"c"}
     missing = "not complete, these branches did not answer: c\n"
     listed = await town.control("ps", code=7)

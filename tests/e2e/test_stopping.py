@@ -65,7 +65,7 @@ async def test_a_stop_that_outlives_its_patience_kills_the_tree(
     for pool, instance in zip(POOLS, stopped, strict=True):
         assert instance["status"]["state"] == "STOPPED", pool
         assert instance["status"]["last_exit"]["signal"] == "SIGKILL", pool
-        await until(lambda pool=pool: not alive(grandchildren[pool]), 10, f"the grandchild of {pool} to end")
+        await until(lambda pool=pool: not alive(grandchildren[pool]), what=f"the grandchild of {pool} to end")
     in_flight = {}
     async for event in branch.client.events(after):
         if event["data"].get("to") == "STOPPED":

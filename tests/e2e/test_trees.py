@@ -90,7 +90,7 @@ async def test_a_stop_that_outlives_its_patience_kills_the_whole_tree_and_no_oth
     stopped = await branch.client.stop("shop", "main", wait=30)
     assert stopped["status"]["state"] == "STOPPED"
     assert stopped["status"]["last_exit"]["signal"] == "SIGKILL"
-    await until(lambda: programs.running().keys() == {"other", "other-escaped"}, 10, "all of the tree to end")
+    await until(lambda: programs.running().keys() == {"other", "other-escaped"}, what="all of the tree to end")
 
 
 async def test_so_does_one_by_the_next_daemon(branch: RunningBranch, programs: Programs) -> None:
@@ -101,7 +101,7 @@ async def test_so_does_one_by_the_next_daemon(branch: RunningBranch, programs: P
     assert (programs.only("main"), programs.only("escaped")) == before
     stopped = await branch.client.stop("shop", "main", wait=30)
     assert stopped["status"]["state"] == "STOPPED"
-    await until(lambda: not programs.running(), 10, "all of the tree to end")
+    await until(lambda: not programs.running(), what="all of the tree to end")
 
 
 async def test_what_a_crash_leaves_does_not_live_into_the_next_run(branch: RunningBranch, programs: Programs) -> None:
@@ -143,7 +143,7 @@ async def test_a_main_process_that_ends_in_time_takes_its_tree_with_it(
     await until(lambda: settled(programs.running()) and catches(programs.only("main"), signal.SIGTERM))
     stopped = await branch.client.stop("shop", "main", wait=30)
     assert (stopped["status"]["state"], stopped["status"]["last_exit"]["code"]) == ("STOPPED", 0)
-    await until(lambda: not programs.running(), 10, "all of the tree to end")
+    await until(lambda: not programs.running(), what="all of the tree to end")
 
 
 async def test_term_goes_to_the_main_process_only(branch: RunningBranch, programs: Programs) -> None:
@@ -172,4 +172,4 @@ async def test_term_goes_to_the_main_process_only(branch: RunningBranch, program
     assert not (told / "child-TERM").exists()
     os.kill(programs.only("main"), signal.SIGKILL)
     await branch.state("shop", "main", "STOPPED")
-    await until(lambda: not programs.running(), 10, "the child to end with it")
+    await until(lambda: not programs.running(), what="the child to end with it")

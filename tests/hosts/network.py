@@ -34,7 +34,7 @@ class Namespace:
             ["unshare", "--net", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
         )
         self.pid = self._holder.pid
-        self._name = until_sync(self._other, 10, "a network namespace")
+        self._name = until_sync(self._other, what="a network namespace")
         #: what a command begins with to run in there, as the same process
         self.within = ("nsenter", f"--net=/proc/{self.pid}/ns/net")
         self.run("ip", "link", "set", "lo", "up")

@@ -31,7 +31,7 @@ def test_a_daemon_that_dies_is_started_again_and_takes_over_its_workers(
     service.host.run("kill", f"-{signal}", str(daemon))
 
     until_sync(lambda: service.daemon() not in {0, daemon}, 30, "a new daemon")
-    until_sync(lambda: service.restarts() == 1, 10, "one restart on systemd's books")
+    until_sync(lambda: service.restarts() == 1, what="one restart on systemd's books")
     assert until_sync(service.worker, 20, "the instance, adopted") == worker
     service.host.run("kill", "-KILL", str(worker))
     replacement = until_sync(lambda: (pid := service.worker()) != worker and pid, 20, "a supervised instance")
@@ -47,7 +47,7 @@ def test_a_stop_ends_the_workers_and_stays_down_with_its_socket(service: Install
     assert service.host.property(UNIT, "ActiveState") == "inactive"
     assert service.host.property(UNIT, "Result") == "success"
     assert service.host.property(UNIT, "ExecMainStatus") == "0"
-    until_sync(lambda: service.host.property(SOCKET_UNIT, "ActiveState") == "inactive", 10, "no socket")
+    until_sync(lambda: service.host.property(SOCKET_UNIT, "ActiveState") == "inactive", what="no socket")
     assert service.host.run("curl", "--unix-socket", SOCKET, "http://x/healthz", check=False).returncode != 0
     service.host.start(UNIT)
     assert until_sync(service.worker, 20, "the instance, wanted up") != worker
@@ -58,7 +58,7 @@ def test_a_shutdown_that_is_asked_for_over_the_api_stays_down(service: Installed
     service.api("POST", f"/v1/branches/{branch}/actions/shutdown")
     until_sync(lambda: service.host.property(UNIT, "ActiveState") == "inactive", 20, "the end")
     assert service.program(worker) == ""
-    until_sync(lambda: service.host.property(SOCKET_UNIT, "ActiveState") == "inactive", 10, "no socket")
+    until_sync(lambda: service.host.property(SOCKET_UNIT, "ActiveState") == "inactive", what="no socket")
     assert service.host.property(UNIT, "ExecMainStatus") == "0"
 
 
@@ -83,7 +83,7 @@ def test_a_daemon_that_hangs_is_killed_by_a_restart_and_its_workers_live(service
     worker, daemon = service.create_worker(), service.daemon()
     service.host.run("kill", "-STOP", str(daemon))
     service.host.run("systemctl", "restart", "--no-block", UNIT)
-    until_sync(lambda: service.host.property(UNIT, "ActiveState") == "deactivating", 10, "the stop")
+    until_sync(lambda: service.host.property(UNIT, "ActiveState") == "deactivating", what="the stop")
     service.host.run("kill", "-CONT", str(daemon))
     until_sync(lambda: service.daemon() not in {0, daemon}, 30, "a new daemon")
     assert service.worker() == worker

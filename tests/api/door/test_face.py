@@ -38,7 +38,7 @@ def write(house: House, data: bytes, logs: Logs = Logs()) -> None:
 async def take(response: aiohttp.ClientResponse, enough: bytes) -> bytes:
     """What comes, until `enough` is in it."""
     seen = b""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while enough not in seen:
             chunk = await response.content.readany()
             assert chunk, seen
@@ -181,7 +181,7 @@ async def test_following_ends_with_the_instance_and_so_does_the_connection(open_
         assert response.headers["Connection"] == "close"
         await take(response, b"one\n")
         assert (await open_api("DELETE", "/v1/apps/shop/instances/web?wait=5s")).status == 204
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await response.read()
 
 
