@@ -155,6 +155,7 @@ async def test_a_hangup_ends_no_daemon_and_programs_may_still_hear_it(
 ) -> None:
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         os.kill(branch.pid, number)
+    await until(lambda: branch.log.count("event=ready") == 2, 60, "the reload that the first of them asks for")
     assert await branch.client.healthy()
     await branch.client.put_app("shop", {"kind": "command", "restart": {"policy": "never"}})
     await branch.client.create_instance("shop", {"name": "w", "command": programs.waiting("w")}, wait=30)

@@ -93,6 +93,8 @@ async def here(make_branch: Maker, install: Install) -> RunningBranch:
     branch = await make_branch("--config", str(install.configuration), "--listen", f"127.0.0.1:{install.port}").start()
     for app, name in (("shop", "web_0"), ("shop", "web_1"), ("cron", "cron")):
         await branch.state(app, name, "RUNNING")
+    said = branch.folder / "state/logs/shop/web_1/stderr.log"
+    await until(lambda: said.read_text() == "to-stderr\n", PATIENCE, "web_1 to be all ears")
     return branch
 
 
@@ -179,7 +181,7 @@ async def test_what_does_not_come_up_is_told(ctl: Ctl, here: RunningBranch, inst
 
 
 async def test_output_is_shown_followed_and_cleared(ctl: Ctl, install: Install) -> None:
-    await until(lambda: "to-stdout" in ctl("tail", "shop:web_1"), PATIENCE)
+    assert ctl("tail", "shop:web_1") == "to-stdout\n\n"
     assert ctl("tail", "shop:web_1", "stderr") == "to-stderr\n\n"
     assert ctl("tail", "-7", "shop:web_1") == "stdout\n\n"
     assert ctl("tail", "shop:web_0", "stderr", code=1) == "shop:web_0: ERROR (no log file)\n"
@@ -248,12 +250,15 @@ async def test_files_are_reread_added_updated_and_removed(
     assert re.search(r"^mail +avail +auto +999:999$", ctl("avail"), re.MULTILINE)
 
     assert ctl("add", "mail") == "mail: added process group\n"
+    await here.state("mail", "mail", "RUNNING")
     assert ctl.states("mail") == {"mail": "RUNNING"}
     assert ctl("add", "mail") == "ERROR: process group already active\n"
     assert ctl("add", "nope", code=1) == "ERROR: no such process/group: nope\n"
 
     assert ctl("update") == "shop: stopped\nshop: updated process group\n"
-    await until(lambda: ctl.states("shop:*") == {"shop:web_0": "RUNNING", "shop:web_2": "RUNNING"}, PATIENCE)
+    for name in ("web_0", "web_2"):
+        await here.state("shop", name, "RUNNING")
+    assert ctl.states("shop:*") == {"shop:web_0": "RUNNING", "shop:web_2": "RUNNING"}
     assert "web_1" not in programs.running()
     assert install.pid("cron") == untouched
 
