@@ -488,7 +488,7 @@ async def test_many_that_are_killed_at_once_are_each_told_once_and_drown_no_sign
     for process in spawned:
         kill_and_await(process)  # one by one: no two of them in one SIGCHLD
     os.kill(os.getpid(), signal.SIGUSR2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await told.wait()
     asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR2)
     await until(lambda: all(each.seen for each in exits))

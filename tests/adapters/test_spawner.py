@@ -159,7 +159,7 @@ async def test_one_that_is_lost_while_orders_wait_for_room_keeps_nothing_waiting
     starts = [asyncio.ensure_future(machine.spawn(launch, Exits(), key=key)) for key in keys]
     await until(machine.processes._spawning._sending.locked, what="an order that waits for room")
     os.kill(helper, signal.SIGKILL)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         ended = await asyncio.gather(*starts, return_exceptions=True)
         assert all(isinstance(each, LinuxProcess | SpawnFailed) for each in ended)
         assert await machine.output(machine.shell("echo again")) == "again\n"
