@@ -28,6 +28,9 @@ AGREEMENT = 90
 #: how many times the design's goal a machine may take that has other work too; what it took is printed
 SLACK = 3.0
 
+#: seconds that it may take in any case: a machine may pause for some
+PAUSES = 30.0
+
 
 class HostBranch(RunningBranch):
     def __init__(self, name: str, host: Host, slots: int, folder: Path, env: Mapping[str, str], *mesh: str) -> None:
@@ -241,9 +244,9 @@ Measured = Callable[[str, float, float], None]
 
 
 async def timed(what: str, goal: float, condition: Callable[[], Awaitable[bool]], measured: Measured) -> None:
-    """Waits for the condition, for SLACK times the goal; what it took is told at the end of the tests."""
+    """Waits for the condition, for SLACK times the goal or for PAUSES; what it took is told at the end of the tests."""
     began = time.monotonic()
-    await until(condition, goal * SLACK, what)
+    await until(condition, max(goal * SLACK, PAUSES), what)
     measured(what, time.monotonic() - began, goal)
 
 

@@ -85,7 +85,7 @@ class Installed:
         argv = command or ("/usr/bin/sleep", "100000")
         self.api("PUT", "/v1/apps/plain", {"kind": "command"})
         self.api("POST", "/v1/apps/plain/instances", {"name": name, "command": argv, **spec})
-        return until_sync(lambda: self.worker(name), 20, "a running instance")
+        return until_sync(lambda: self.worker(name), 60, "a running instance")
 
     def create_ending(self, name: str, code: int) -> int:
         """One that ends with that code when end() tells it to, and is not started again; its pid."""
@@ -95,7 +95,7 @@ class Installed:
     def end(self, name: str) -> dict[str, Any]:
         """How it ended, as the API tells it."""
         self.host.run("touch", f"/tmp/end-{name}")
-        ended: dict[str, Any] = until_sync(lambda: self.status(name)["last_exit"], 20, f"the end of {name}")
+        ended: dict[str, Any] = until_sync(lambda: self.status(name)["last_exit"], 60, f"the end of {name}")
         return ended
 
     def tells_exits(self) -> bool:

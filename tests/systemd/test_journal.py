@@ -21,7 +21,7 @@ def entries(host: SystemdHost, identifier: str) -> list[dict[str, str]]:
 def test_lines_are_in_the_journal_under_the_instances_name_with_and_without_a_daemon(service: Installed) -> None:
     host = service.host
     worker = service.create_worker("talker", "/bin/sh", "-c", SCRIPT, logs={"to": "journal", "stderr": "file"})
-    until_sync(lambda: len(entries(host, "plain:talker")) >= 3, 20, "its lines")
+    until_sync(lambda: len(entries(host, "plain:talker")) >= 3, 60, "its lines")
     assert {(entry["MESSAGE"], entry["PRIORITY"]) for entry in entries(host, "plain:talker")} == {
         ("a line", "6"), ("an error", "4"), ("by its prefix", "3"),
     }  # fmt: skip
@@ -29,9 +29,9 @@ def test_lines_are_in_the_journal_under_the_instances_name_with_and_without_a_da
     host.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", UNIT)
     host.run("touch", "/tmp/go-on")
 
-    until_sync(lambda: "without a daemon" in [e["MESSAGE"] for e in entries(host, "plain:talker")], 20, "the last line")
-    until_sync(service.daemon, 30, "a new daemon")
-    assert until_sync(lambda: service.worker("talker"), 20, "the instance, adopted") == worker
+    until_sync(lambda: "without a daemon" in [e["MESSAGE"] for e in entries(host, "plain:talker")], 60, "the last line")
+    until_sync(service.daemon, 60, "a new daemon")
+    assert until_sync(lambda: service.worker("talker"), 60, "the instance, adopted") == worker
     answer = host.run(
         "curl", "--silent", "--unix-socket", "/run/branchd/api.sock",
         "http://x/v1/apps/plain/instances/talker/logs",

@@ -168,18 +168,18 @@ def test_a_version_that_does_not_start_leaves_the_old_one_and_the_next_good_one_
     # It has all of its code: new instances, what they write, and what is wrong with them.
     machine.create_worker("talks", "/bin/sh", "-c", "echo hello; exec sleep 1000")
     argv = ["curl", "--silent", "--unix-socket", SOCKET, "http://branchd/v1/apps/plain/instances/talks/logs"]
-    until_sync(lambda: "hello" in machine.host.run(*argv).stdout, 20, "the log")
+    until_sync(lambda: "hello" in machine.host.run(*argv).stdout, 60, "the log")
     machine.api("POST", "/v1/apps/plain/instances", {"name": "broken", "command": ["/nonexistent/program"]})
-    until_sync(lambda: "does not exist" in str(machine.status("broken")), 20, "the reason")
+    until_sync(lambda: "does not exist" in str(machine.status("broken")), 60, "the reason")
 
     # Now it dies as well: nothing supervises until a version comes that starts, and the worker does not notice.
     machine.host.run("kill", "-KILL", str(daemon))
-    until_sync(lambda: machine.restarts() > 1, 30, "a daemon that cannot start")
+    until_sync(lambda: machine.restarts() > 1, 60, "a daemon that cannot start")
     assert machine.program(worker) == "/usr/bin/sleep 100000"
     machine.dpkg("--install", packages.made("0.1.3"))
-    until_sync(lambda: machine.daemon() not in {0, daemon}, 30, "a daemon that can")
+    until_sync(lambda: machine.daemon() not in {0, daemon}, 60, "a daemon that can")
     assert machine.version() == "0.1.3"
-    assert (until_sync(machine.worker, 20), until_sync(lambda: machine.worker("seven"), 20)) == (worker, ending)
+    assert (until_sync(machine.worker, 60), until_sync(lambda: machine.worker("seven"), 60)) == (worker, ending)
     assert machine.end("seven")["code"] == (7 if machine.tells_exits() else None)
 
 
@@ -187,7 +187,7 @@ def test_an_upgrade_starts_and_enables_nothing_that_an_operator_has_stopped_or_d
     machine: Machine, packages: Packages
 ) -> None:
     machine.host.run("systemctl", "stop", UNIT)
-    until_sync(lambda: machine.states() == ["inactive", "enabled"] * 2, 20, "no socket")
+    until_sync(lambda: machine.states() == ["inactive", "enabled"] * 2, 60, "no socket")
     machine.dpkg("--install", packages.made("0.1.1"))
     assert machine.states() == ["inactive", "enabled"] * 2
 
@@ -217,7 +217,7 @@ def test_a_removal_stops_what_runs_and_keeps_what_it_knew_and_a_purge_leaves_not
 
     machine.dpkg("--install", packages.made("0.1.1"))
     assert machine.states() == UP
-    assert until_sync(machine.worker, 20, "the instance, wanted up") != worker
+    assert until_sync(machine.worker, 60, "the instance, wanted up") != worker
     assert "# mine" in machine.host.run("cat", CONFIGURATION).stdout
 
     machine.dpkg("--purge", "branchd")

@@ -84,7 +84,7 @@ def test_the_single_user_profile_runs_all_as_one_account_and_survives_as_the_oth
     assert (installed.daemon(), installed.worker()) == (daemon, worker)
     assert installed.started_at() != started
     host.run("systemctl", "restart", UNIT)
-    assert until_sync(installed.worker, 20) == worker
+    assert until_sync(installed.worker, 60) == worker
     host.run("systemctl", "stop", UNIT)
     assert installed.program(worker) == ""
 
