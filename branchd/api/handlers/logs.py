@@ -81,9 +81,8 @@ async def get_logs(call: Call) -> web.StreamResponse:
     """Its output as it was written; when followed and asked for as text/event-stream, each line is an event."""
     instance = call.service.instances.get(call.path["app"], call.path["instance"])
     key, stream = Key(instance.app, instance.name), call.get(STREAM)
-    check_readable(
-        key, decode(Logs, instance.effective.get("logs", {})), stream
-    )  # Unusable ones have nothing effective
+    logs = decode(Logs, instance.effective.get("logs", {}))  # an unusable spec has nothing effective
+    check_readable(key, logs, stream)
     _check(call)
     if (length := call.get(LENGTH)) is not None:
         offset = call.get(OFFSET) or 0
