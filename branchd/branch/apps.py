@@ -87,9 +87,11 @@ class Apps:
             authored = self._definitions.authored(app, old.spec)
             await self._write(app, old, patched(dict(old.spec), patch), authored=authored)
         if restart:
-            for supervisor in self._fleet.of(app):
-                if supervisor.spec.wanted is Wanted.UP:
-                    supervisor.restart()
+            restarted = [supervisor for supervisor in self._fleet.of(app) if supervisor.spec.wanted is Wanted.UP]
+            for supervisor in restarted:
+                supervisor.restart()
+            for supervisor in restarted:
+                await supervisor.begun()
         return self.get(app)
 
     async def publish(self, app: str) -> App:

@@ -134,6 +134,7 @@ class Instances:
             await self._write(supervisor, patched(dict(supervisor.record.spec), patch), limited)
         if restart and supervisor.spec.wanted is Wanted.UP:
             supervisor.restart()
+            await supervisor.begun()
         return await self._begun(supervisor)
 
     async def _write(self, supervisor: Supervisor, raw: Mapping[str, Any], limited: bool) -> None:
@@ -172,7 +173,7 @@ class Instances:
         return await self._act(app, name, Wanted.DOWN, Supervisor.stop)
 
     async def restart(self, app: str, name: str) -> Instance:
-        """By its stop plan; one that does not run is started."""
+        """By its stop plan; one that does not run is started. StorageFailed where one that runs is left as it is."""
         return await self._act(app, name, Wanted.UP, Supervisor.restart)
 
     async def _act(self, app: str, name: str, wanted: Wanted, action: Callable[[Supervisor], None]) -> Instance:
@@ -196,6 +197,8 @@ class Instances:
                         f"{failure.hint}; the next daemon starts it again",
                     ) from None
             action(supervisor)
+        if action is Supervisor.restart:
+            await supervisor.begun()
         return await self._begun(supervisor)
 
     async def signal(self, app: str, name: str, signal: str) -> Instance:

@@ -18,10 +18,10 @@ class Journal:
         self._events = events
         self._wall = wall
 
-    async def commit(self, *changes: Change, events: Sequence[Told] = ()) -> None:
-        """StorageFailed, and then nothing is told."""
+    async def commit(self, *changes: Change, events: Sequence[Told] = (), durable: bool = True) -> None:
+        """StorageFailed, and then nothing is told. `durable`: as for the store."""
         told = [self._events.number(self._wall(), *event) for event in events]
-        await self._store.write(*changes, *(Put(event) for event in told))
+        await self._store.write(*changes, *(Put(event) for event in told), durable=durable)
         self._events.publish(told)
 
     def begin(self, *changes: Change, events: Sequence[Told] = ()) -> asyncio.Future[None]:

@@ -34,6 +34,7 @@ class Recording:
         self._in_flight: tuple[str, ...] = ()  #: tasks that the process before ran when it ended
         self.run = run or RunRecord(key, Machine(), world.host.boot)
         self.saved = True
+        self._refusal: StorageFailed | None = None  #: why it was not ended to be started again, as it stands now
 
     @property
     def of_this_boot(self) -> bool:
@@ -61,7 +62,7 @@ class Recording:
     def moved(self, machine: Machine) -> None:
         if machine != self.run.machine:
             self.run = replace(self.run, machine=machine)
-            self.saved = False
+            self.saved, self._refusal = False, None
 
     def intends(self, generation: int, launched: str) -> None:
         """A process is to be started. `generation`, `launched`: of the spec."""
@@ -105,23 +106,44 @@ class Recording:
         self._in_flight = tuple(tasks) if exit.code != 0 else ()
         self.run = replace(self.run, identity=None, last_exit=exit, last_exit_at=self._world.wall())
 
-    async def save(self, before: Machine, pid: int | None, logs: Logs) -> None:
+    async def ends(self, machine: Machine) -> bool:
+        """Goes over to the end of what runs, once that is committed, with its event. False: it stays as it was."""
+        before = self.run
+        ending = replace(before, machine=machine, last_words=())
+        told = transition(before.machine, ending, self._in_flight, ())
+        try:
+            await self._journal.commit(Put(ending), events=[told], durable=False)
+        except StorageFailed as failure:
+            log.error("not restarted", instance=str(before.key), reason=failure.detail)
+            self._refusal = failure
+            return False
+        self.saved = self.run is before  # else it changed meanwhile
+        self.run, self._refusal = replace(self.run, machine=machine, last_words=()), None
+        return True
+
+    def check(self) -> None:
+        """StorageFailed where the last restart was refused, and nothing has changed since."""
+        if self._refusal is not None:
+            detail = f"{self.run.key} runs on, because it could not be started again: {self._refusal.detail}"
+            raise StorageFailed(detail, self._refusal.hint)
+
+    async def save(self, before: Machine, logs: Logs) -> None:
         """Commits it, with an event where the state is another than before. It is not `saved` where that fails."""
         words: tuple[str, ...] = ()
         if self._moved_on(before):
             words = await last_words(self._world, self.run.key, logs, self.run.machine.state)
         try:
-            await self.begin(before, pid, words)
+            await self.begin(before, words)
         except StorageFailed as failure:
             self.failed(failure)
 
-    def begin(self, before: Machine, pid: int | None, words: tuple[str, ...] = ()) -> asyncio.Future[None]:
+    def begin(self, before: Machine, words: tuple[str, ...] = ()) -> asyncio.Future[None]:
         """The same, under way when this returns, with those last words; StorageFailed, which failed() is to be told."""
         events = []
         if self._moved_on(before):
             self.run = replace(self.run, last_words=words if self.run.machine.state is State.FATAL else ())
             self._on_change()
-            events = [transition(before, self.run, pid, self._in_flight, words)]
+            events = [transition(before, self.run, self._in_flight, words)]
         self.saved = True  # now: what changes while this is committed is not in it
         return self._journal.begin(Put(self.run), events=events)
 

@@ -93,10 +93,13 @@ async def one_by_one(
 
 
 async def restarted(supervisor: Supervisor) -> None:
-    """Restarts it, and returns when it is ready again. Conflict where its new process is not, or not in time."""
+    """Restarts it, and returns when it is ready again. Conflict where its new process is not, or not in time.
+
+    StorageFailed where it was left as it is.
+    """
     before = supervisor.machine.run
     supervisor.restart()
-    await supervisor.idle()
+    await supervisor.begun()
     while supervisor.machine.run == before and supervisor.state is State.STOPPING:
         await supervisor.changed()  # its stop plan has an end of its own
     ready = supervisor.spec.ready

@@ -140,6 +140,11 @@ class Supervisor:
     def restart(self) -> None:
         self._post(Event(Symbol.RESTART, self.machine.run))
 
+    async def begun(self) -> None:
+        """As idle(), after restart(). StorageFailed where it was not begun, and what runs goes on."""
+        await self.idle()
+        self._recording.check()
+
     def retire(self) -> None:
         """Stops it for good: the daemon ends or the instance is deleted, and nothing starts it any more."""
         self._retired = True
@@ -282,6 +287,9 @@ class Supervisor:
         before = self.machine
         policy = Policy(self.spec.restart, self._driver.stop_plan(self.spec), self._keeper.hold(self))
         machine, effects = step(before, event, self._world.clock(), policy, self._world.chance())
+        again = event.symbol in (Symbol.RESTART, Symbol.RENEW) and machine.state is State.STOPPING is not before.state
+        if again and not await self._recording.ends(machine):
+            return  # no start is made without a commit, so nothing is ended for one either
         self._recording.moved(machine)
         if before.alive and not machine.alive:
             self._recording.ended(event.exit, self.attendance.tasks if self.attendance is not None else ())
@@ -294,11 +302,10 @@ class Supervisor:
         moved = machine.state is not before.state or intent
         # What changes no state waits for the next event's commit, where there is one.
         if not self._recording.saved and (moved or not self._mailbox.more):
-            pid = self.process.identity.pid if self.process is not None else None
             if intent:
-                self._mailbox.answer(await self._spawn(self._recording.begin(before, pid)))
+                self._mailbox.answer(await self._spawn(self._recording.begin(before)))
             else:
-                await self._recording.save(before, pid, self.spec.logs)
+                await self._recording.save(before, self.spec.logs)
         if machine.state is State.STOPPING and self.attendance is not None:
             self.attendance.stopping()
         for effect in effects:

@@ -40,11 +40,10 @@ async def last_words(world: World, key: Key, logs: Logs, state: State) -> tuple[
     return tuple(text[-LAST_BYTES:].decode(errors="replace").splitlines())
 
 
-def transition(
-    before: Machine, run: RunRecord, pid: int | None, tasks_in_flight: Sequence[str], words: Sequence[str]
-) -> Told:
+def transition(before: Machine, run: RunRecord, tasks_in_flight: Sequence[str], words: Sequence[str]) -> Told:
     """The event of a change from one state to another, or to another process; `words`: the last ones."""
     machine = run.machine
+    pid = None if run.identity is None else run.identity.pid
     data: dict[str, Any] = {"from": before.state.value, "to": machine.state.value, "reason": machine.reason, "pid": pid}
     if before.alive and not machine.alive:
         data["exit"] = str(run.last_exit)

@@ -55,6 +55,25 @@ async def test_what_uses_more_than_max_memory_is_restarted_and_says_why(service:
     house.host.resident = 1 << 20
 
 
+async def test_on_a_full_disk_what_is_too_big_runs_on_until_it_can_be_started_again(
+    service: Any, house: Any, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    monkeypatch.setattr(house.host, "memory", lambda identity: looks.append(identity) or house.host.resident)
+    house.host.resident = 1 << 30
+    await create(service, max_memory="2GiB")
+    first = status(service).pid
+    house.store.full = True
+    house.host.resident = 3 << 30
+    seen = len(looks)
+    await until(lambda: len(looks) > seen + 3)
+    assert (status(service).state, status(service).pid) == (State.RUNNING, first)
+    house.store.full = False
+    await until(lambda: status(service).pid not in (first, None))
+    assert status(service).restarts == 1
+    house.host.resident = 1 << 20
+
+
 async def test_what_is_too_big_again_and_again_is_fatal(service: Any, house: Any, quick: None) -> None:
     house.host.resident = 1 << 30
     await create(service, max_memory="512MiB", restart={"max_restarts": 1, "ceiling": 0.1})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from branchd.core.errors import Conflict, NotFound
+from branchd.core.errors import Conflict, NotFound, StorageFailed
 from branchd.core.lifecycle import State
 from branchd.core.values import Exit
 from branchd.wire.resources import OperationState, StepState
@@ -79,6 +79,17 @@ async def test_it_stops_at_the_first_that_does_not_become_ready_and_leaves_the_r
     assert "program missing does not exist" in details["web:b"]
     assert details["web:c"] == "web:b is not ready"
     assert pids(three)["c"] == before["c"]
+
+
+async def test_on_a_full_disk_nobody_is_taken_down(three, house):
+    before = pids(three)
+    house.store.full = True
+    operation = await ended(three, three.rolling.begin(ADMIN, "web"))
+    assert steps(operation) == {"a": StepState.FAILED, "b": StepState.KEPT, "c": StepState.KEPT}
+    assert operation.steps[0].detail.startswith("web:a runs on, because it could not be started again: ")
+    with pytest.raises(StorageFailed):
+        await three.instances.patch("web", "b", {}, restart=True)  # what it says already is not written
+    assert pids(three) == before
 
 
 async def test_a_process_that_ends_before_it_is_ready_is_not_waited_for(three, house):

@@ -251,6 +251,28 @@ async def test_a_full_disk_refuses_what_is_new_and_leaves_what_runs(service, hou
     await running(service, "a")
 
 
+async def test_on_a_full_disk_a_restart_is_refused_and_what_runs_goes_on(service, house):
+    await create(service, "a", stop=[{"signal": "KILL", "patience": 5}])
+    pid = await running(service, "a")
+    told = service.events.last
+    house.store.full = True
+    for _ in range(2):
+        with pytest.raises(StorageFailed, match="web:a runs on, because it could not be started again") as refused:
+            await service.instances.restart("web", "a")
+        assert refused.value.hint == "free space on the disk; running instances go on"
+    view = await service.instances.start("web", "a")  # nothing is to be done for that, so it is not refused
+    assert (view.status.state, view.status.pid, view.status.reason) == (State.RUNNING, pid, "")
+    assert service.events.last == told, "of what did not happen nothing is told"
+    house.store.full = False
+    await service.instances.restart("web", "a")
+    await until(lambda: service.instances.get("web", "a").status.pid not in (None, pid))
+    house.store.full = True
+    await until(lambda: state(service, "a") is State.RUNNING)
+    with pytest.raises(StorageFailed, match="is being stopped"):
+        await service.instances.stop("web", "a")
+    await until(lambda: state(service, "a") is State.STOPPED)
+
+
 async def test_a_daemon_that_starts_on_a_full_disk_adopts_what_runs(service, house):
     await create(service, "a")
     pid = await running(service, "a")

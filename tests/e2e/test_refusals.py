@@ -282,7 +282,8 @@ async def test_a_full_disk_refuses_what_is_new_and_what_runs_goes_on(
 async def on_a_full_disk(branch: RunningBranch, programs: Programs, disk: Path) -> None:
     await branch.client.put_app("shop", {"kind": "command", "restart": {"max_restarts": 1000, "ceiling": 0}})
     await branch.client.create_instance("shop", {"name": "w", "command": programs.waiting("w")}, wait=30)
-    await branch.client.create_instance("shop", {"name": "other", "command": programs.waiting("other")}, wait=30)
+    for name in ("other", "third"):
+        await branch.client.create_instance("shop", {"name": name, "command": programs.waiting(name)}, wait=30)
     pids = await branch.pids()
     filler = fill(disk)
 
@@ -303,7 +304,7 @@ async def on_a_full_disk(branch: RunningBranch, programs: Programs, disk: Path) 
     assert (problem.status, problem.type) == (503, "urn:branchd:problem:storage-failed")
     assert "full" in str(problem)
     assert await branch.pids() == pids, "what runs goes on"
-    assert {item["name"] for item in (await branch.client.instances())["items"]} == confirmed | {"w", "other"}
+    assert {item["name"] for item in (await branch.client.instances())["items"]} == confirmed | {"w", "other", "third"}
 
     async def crash() -> bool:
         """Crashes it until what the store still takes is used up."""
@@ -319,6 +320,17 @@ async def on_a_full_disk(branch: RunningBranch, programs: Programs, disk: Path) 
     assert "w" not in programs.running()
     assert programs.only("other") == pids["shop:other"]
 
+    for _ in range(2):
+        with pytest.raises(ApiProblem, match="shop:other runs on, because it could not be started again") as refused:
+            await branch.client.restart("shop", "other")
+        assert (refused.value.status, refused.value.type) == (503, "urn:branchd:problem:storage-failed")
+    assert (await branch.status("shop", "other"))["state"] == "RUNNING"
+    assert programs.only("other") == pids["shop:other"]
+    with pytest.raises(ApiProblem, match="shop:third is being stopped, but that is not remembered"):
+        await branch.client.stop("shop", "third")
+    await branch.state("shop", "third", "STOPPED", 30)
+    assert "third" not in programs.running()
+
     branch.kill()
     await branch.start()
     assert (await branch.status("shop", "other"))["pid"] == pids["shop:other"], "a daemon starts all the same"
@@ -332,4 +344,6 @@ async def on_a_full_disk(branch: RunningBranch, programs: Programs, disk: Path) 
     await branch.start()
     assert await branch.pids() == before
     names = {item["name"] for item in (await branch.client.instances())["items"]}
-    assert names == confirmed | {"w", "other", "late"}, "what was confirmed is kept, what was refused is not there"
+    assert names == confirmed | {"w", "other", "third", "late"}, (
+        "what was confirmed is kept, what was refused is not there"
+    )
