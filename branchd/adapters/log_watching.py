@@ -11,6 +11,9 @@ something is written in their folder (folder_changes.py), and every QUIET its no
 once. Those that are in them are looked at; for the others nothing is done. Where the kernel notes nothing, they are
 looked at every QUIET.
 
+A log that was taken away under its program is said to be lost, once in the daemon's log, and looked at every QUIET; of
+what nobody can read any more there is never much more than rotate_at and what is written meanwhile (lost_logs.py).
+
 Archives are compressed when they have stayed for a while: in a burst most are deleted before.
 """
 
@@ -20,7 +23,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import count
@@ -30,8 +33,9 @@ import structlog
 from msgspec import Struct
 
 from branchd.adapters.folder_changes import FolderChanges
+from branchd.adapters.lost_logs import bound, written_elsewhere
 from branchd.adapters.rotation import RotatedLog
-from branchd.core.values import Key
+from branchd.core.values import Key, Stream
 
 T = TypeVar("T")
 
@@ -68,6 +72,8 @@ class Watched(Struct):
     """A log and when to look at it next; times are those of time.monotonic()."""
 
     log: RotatedLog
+    stream: Stream
+    pid: int  #: of the program that writes it; 0: it has ended
     rotate_at: int
     keep: int
     due: float
@@ -78,6 +84,8 @@ class Watched(Struct):
     backlog: int | None = None  #: bytes of data that it held after the last look
     waits: bool = False  #: for its turn, in the queue
     slow: bool = False  #: as the last look found it, the next one is QUIET away
+    inode: int = 0  #: of the live file at the last look; 0: there was none
+    lost: str = ""  #: what the program writes to instead of the live file, in the kernel's words
     left: bool = False  #: nobody looks after it any more
 
     def look(self) -> None:
@@ -90,7 +98,7 @@ class Watched(Struct):
         except OSError as error:
             _log.warning("log-rotation-failed", file=self.log.file, reason=str(error))
             self.size, delay = -1, QUIET
-        self.looked, self.slow = now, delay >= QUIET
+        self.looked, self.slow = now, delay >= QUIET and not self.lost
         self.due = now + delay if delay < QUIET else _boundary(now)
 
     def pack(self, after: float, go_on: Callable[[], bool]) -> None:
@@ -106,7 +114,19 @@ class Watched(Struct):
             self.pack_at = time.monotonic() + UNPACKED
 
     def _look(self, now: float) -> float:
-        size = os.stat(self.log.file, follow_symlinks=False).st_size
+        try:
+            live = os.stat(self.log.file, follow_symlinks=False)
+        except OSError:
+            self._find(0)
+            if not self.lost:
+                raise
+        else:
+            if live.st_ino != self.inode or self.lost:
+                self._find(live.st_ino)
+        if self.lost:
+            self.size = -1
+            return FLOOR if bound(str(self.log.root), self.stream, self.pid, self.rotate_at) else QUIET
+        size = live.st_size
         # A look right after another says nothing of how fast the log grows, nor does the first one at a full log.
         early = now - self.looked < FLOOR / 2
         if size == self.size:
@@ -122,6 +142,16 @@ class Watched(Struct):
         if early:
             return FLOOR
         return pause(turn.left, growth / max(now - self.looked, FLOOR), self.rotate_at)
+
+    def _find(self, inode: int) -> None:
+        """Whether the program still writes to the live file, which is of that inode now."""
+        before, self.inode = self.lost, inode
+        self.lost = written_elsewhere(self.log.folder, self.stream, self.pid)
+        if self.lost and not before:
+            _log.warning(
+                "log-taken-away", file=self.log.file, pid=self.pid, writes_to=self.lost,
+                cure="restart the instance: it opens a new one",
+            )  # fmt: skip
 
 
 #: logs of an instance, and the number under which the kernel tells that they grow
@@ -145,12 +175,25 @@ class LogWatch:
         self._timer: asyncio.TimerHandle | None = None
         self._round: asyncio.Future[_Stilled] | None = None
         self._held: set[Key] = set()
+        self._lost: dict[Key, dict[Stream, str]] = {}
+        self._on_lost: dict[Key, Callable[[], None]] = {}
         self._closed = False
 
-    def watch(self, key: Key, logs: tuple[RotatedLog, ...], rotate_at: int, keep: int, *, pack: bool) -> None:
-        """At least one archive is always kept. What an earlier daemon left half done is set right by the first look."""
+    def watch(
+        self, key: Key, logs: Mapping[Stream, RotatedLog], pid: int, on_lost: Callable[[], None],
+        rotate_at: int, keep: int, *, pack: bool,
+    ) -> None:  # fmt: skip
+        """At least one archive is always kept. What an earlier daemon left half done is set right by the first look.
+
+        `on_lost` is called when lost() says something new.
+        """
         before = self._watched.get(key, ())
-        wanted = [(log, rotate_at, keep, pack) for log in logs]
+        self._on_lost[key] = on_lost
+        for watched in before:
+            if watched.pid != pid:  # it has opened them anew
+                watched.pid, watched.lost, watched.inode = pid, "", 0
+                self._lost.pop(key, None)
+        wanted = [(log, rotate_at, keep, pack) for log in logs.values()]
         now = time.monotonic()
         if [(it.log, it.rotate_at, it.keep, it.packs) for it in before] == wanted:
             # The next process writes on where the last one ended; but its folder may have been made anew.
@@ -161,14 +204,23 @@ class LogWatch:
         for watched in before:
             watched.left = True
         first = now if before else now + FIRST
-        self._watched[key] = tuple(Watched(log, rotate_at, keep, first, first if pack else None, pack) for log in logs)
+        self._watched[key] = tuple(
+            Watched(log, stream, pid, rotate_at, keep, first, first if pack else None, pack)
+            for stream, log in logs.items()
+        )
         for watched in self._watched[key]:
             self._await(key, watched)
         self._wake()
 
+    def lost(self, key: Key) -> Mapping[Stream, str]:
+        """Logs that its program writes elsewhere, since they were taken away; and where, in the kernel's words."""
+        return self._lost.get(key, {})
+
     def forget(self, key: Key) -> None:
         """After the last looks: what a program wrote just before it ended is rotated too, and all is packed."""
         self._disturb(key)
+        self._lost.pop(key, None)
+        self._on_lost.pop(key, None)
         for watched in self._watched.pop(key, ()):
             watched.left = True
             self._rotating.submit(self._look_last, watched)
@@ -242,6 +294,8 @@ class LogWatch:
                 if not self._still:
                     self._ask_at = _boundary(time.monotonic())
                 self._still[number], self._stills[key] = key, number
+        for key in dict.fromkeys(key for key, _ in looked):
+            self._tell_lost(key)
         for key, watched in looked:
             if not (watched.left or watched.waits or key in self._stills):
                 self._await(key, watched)
@@ -252,6 +306,15 @@ class LogWatch:
     def _look_at(self, due: list[tuple[Key, Watched]]) -> _Stilled:
         """Those that grow slowly, if at all, and that the kernel tells of since before they were looked at."""
         stilled: _Stilled = {}
+        try:
+            self._look_at_all(due, stilled)
+        except BaseException:
+            for _, number in stilled.values():
+                self._changes.forget(number)
+            raise
+        return stilled
+
+    def _look_at_all(self, due: list[tuple[Key, Watched]], stilled: _Stilled) -> None:
         for key in dict.fromkeys(key for key, _ in due):
             logs = self._watched.get(key, ())
             if logs and all(watched.slow for watched in logs):
@@ -267,7 +330,12 @@ class LogWatch:
             if not all(watched.slow and watched.pack_at is None for watched in logs):
                 del stilled[key]
                 self._changes.forget(number)
-        return stilled
+
+    def _tell_lost(self, key: Key) -> None:
+        lost = {watched.stream: watched.lost for watched in self._watched.get(key, ()) if watched.lost}
+        if lost != self.lost(key):
+            self._lost[key] = lost
+            self._on_lost[key]()
 
     def _look(self, key: Key, watched: Watched) -> None:
         watched.look()

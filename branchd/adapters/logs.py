@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager, suppress
 from functools import partial
@@ -25,6 +25,7 @@ from branchd.adapters.log_reading import Progress
 from branchd.adapters.log_stamping import Stamper
 from branchd.adapters.log_watching import LogWatch
 from branchd.adapters.rotation import Cut, RotatedLog, cut_in
+from branchd.branch.output import taken_away
 from branchd.branch.ports import Lines, Piece
 from branchd.core.errors import SpawnFailed, Unavailable
 from branchd.core.spec import LogFormat, Logs, LogTarget, Stderr, size_in_bytes
@@ -73,13 +74,18 @@ class FileLogs:
                 raise SpawnFailed(f"the log files of {key} cannot be opened: {error}", ours=ours) from error
             yield target
 
-    def watch(self, key: Key, logs: Logs) -> None:
+    def watch(self, key: Key, logs: Logs, pid: int, on_lost: Callable[[], None]) -> None:
         if self._closed:
             return
         if key not in self._known:  # it runs since an earlier daemon's time
             self._known.add(key)
             self._watch.submit(partial(self._attach, key))
-        self._watch.watch(key, self._both(key), size_in_bytes(logs.rotate_at), logs.keep, pack=logs.compress)
+        writer = pid if logs.to is LogTarget.FILES else 0  # what it inherits may have the name of a log of ours
+        rotate_at = size_in_bytes(logs.rotate_at)
+        self._watch.watch(key, self._both(key), writer, on_lost, rotate_at, logs.keep, pack=logs.compress)
+
+    def lost(self, key: Key) -> Mapping[Stream, str]:
+        return self._watch.lost(key)
 
     def forget(self, key: Key) -> None:
         self._stamper.leave(key)
@@ -111,16 +117,21 @@ class FileLogs:
 
     async def read(self, key: Key, stream: Stream, offset: int, length: int) -> tuple[bytes, int, int]:
         """At most MOST_BYTES of log_reading.py; Unavailable when it cannot be read now."""
+        self._check(key, stream)
         await self._drain(key)
         return await self._read(key, log_reading.read_range, self._log(key, stream), offset, length)
 
     async def select(
         self, key: Key, stream: Stream, lines: Lines, *, follow: bool = False
     ) -> AsyncGenerator[Piece, None]:
-        """Ends when the logs are closed; within the bounds of log_reading.py. Unavailable."""
+        """Ends when the logs are closed, or lost; within the bounds of log_reading.py. Unavailable."""
+        self._check(key, stream)
         await self._drain(key)
         reading = log_reading.select(self._log(key, stream), lines, follow=follow)
-        while not self._closed and (piece := await self._read(key, next, reading, None)) is not None:
+        while not (self._closed or stream in self.lost(key)):
+            piece = await self._read(key, next, reading, None)
+            if piece is None:
+                return
             if isinstance(piece, Piece):
                 yield piece
             elif piece is Progress.WAITING:
@@ -179,13 +190,13 @@ class FileLogs:
 
     def _clear(self, key: Key) -> None:
         self._stamper.drain(key)
-        for log in self._both(key):
+        for log in self._both(key).values():
             with suppress(FileNotFoundError):
                 log.clear()
 
     def _delete(self, key: Key) -> None:
         with ExitStack() as stack:
-            for log in self._both(key):
+            for log in self._both(key).values():
                 stack.enter_context(log.packing)
             stack.enter_context(suppress(FileNotFoundError))
             folder = stack.enter_context(inner_folder(self._root, key.app))
@@ -204,8 +215,13 @@ class FileLogs:
             found = self._logs.setdefault((key, stream), found)
         return found
 
-    def _both(self, key: Key) -> tuple[RotatedLog, ...]:
-        return tuple(self._log(key, stream) for stream in Stream)
+    def _both(self, key: Key) -> dict[Stream, RotatedLog]:
+        return {stream: self._log(key, stream) for stream in Stream}
+
+    def _check(self, key: Key, stream: Stream) -> None:
+        """Conflict where what its program writes is not in the log any more."""
+        if where := self._watch.lost(key).get(stream):
+            raise taken_away(key, stream, where)
 
     async def _drain(self, key: Key) -> None:
         """What a program has written to its pipe by now can be read."""

@@ -109,6 +109,7 @@ class RotatedLog:
     """
 
     def __init__(self, root: Path, app: str, instance: str, name: str) -> None:
+        self.root = root
         self._folder = root, app, instance
         self._name = name
         self._lock = Lock()

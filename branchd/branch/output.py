@@ -10,6 +10,12 @@ def has_file(to: LogTarget, stderr: Stderr, stream: Stream) -> bool:
     return to == LogTarget.FILES and not (stream is Stream.STDERR and stderr == Stderr.JOIN)
 
 
+def taken_away(key: Key, stream: Stream, where: str) -> Conflict:
+    """Of a log that LogFiles.lost() names, with what it says of it."""
+    detail = f"{stream}.log of {key} was removed, moved or replaced while it ran: it writes to {where}"
+    return Conflict(detail, f"branchctl restart {key}: it opens a new one")
+
+
 def check_readable(key: Key, logs: Logs, stream: Stream) -> None:
     """Conflict that says where it is."""
     if has_file(logs.to, logs.stderr, stream):

@@ -123,10 +123,17 @@ class LogFiles(Protocol):
         SpawnFailed when they cannot be opened.
         """
 
-    def watch(self, key: Key, logs: Logs) -> None:
+    def watch(self, key: Key, logs: Logs, pid: int, on_lost: Callable[[], None]) -> None:
         """From now on its files are rotated, kept and compressed as `logs` says, and lines get their times.
 
-        What of `logs` needs a restart counts from the next open() on.
+        What of `logs` needs a restart counts from the next open() on. `pid`: of the program that writes, 0: it has
+        ended. `on_lost` is called when lost() says something new.
+        """
+
+    def lost(self, key: Key) -> Mapping[Stream, str]:
+        """Logs that were taken away under the program that writes them, and what it writes to instead.
+
+        Of these nothing can be read: tail(), read() and select() raise Conflict, and who follows comes to the end.
         """
 
     def forget(self, key: Key) -> None:

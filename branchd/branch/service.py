@@ -276,6 +276,7 @@ class Service:
             instances=len(self._fleet.all()),
             disk_free=self._world.host.load().get("disk_free", 1.0),
             unenforced=unenforced,
+            lost_logs=[str(one.key) for one in self._fleet.all() if self.logs.lost(one.key)],
             strangers=strangers,
         )
 

@@ -36,8 +36,6 @@ from branchd.wire.resources import ConditionType, ConditionView, Instance
 
 log = structlog.get_logger(__name__)
 
-NO_LIMITS = Limits()
-
 
 class Supervisor:
     def __init__(
@@ -174,7 +172,7 @@ class Supervisor:
         self._touch()
         if self.attendance is not None:
             self._observe()
-            self._world.logs.watch(self.key, self.spec.logs)
+            self._world.logs.watch(self.key, self.spec.logs, self.attendance.process.identity.pid, self._touch)
             self.attendance.wants(self.work, spec)
         if spec.wanted is not before.wanted:
             self.want(spec.wanted)
@@ -208,7 +206,7 @@ class Supervisor:
     def unenforced(self) -> Mapping[str, str] | None:
         """Limits that it asks for and the machine does not keep, and why; None where it asks for none."""
         limits = self.spec.limits
-        return None if limits == NO_LIMITS else self._world.processes.unenforceable(limits)
+        return None if limits == Limits() else self._world.processes.unenforceable(limits)
 
     @property
     def work(self) -> Work:
@@ -219,10 +217,8 @@ class Supervisor:
         if self._view is None:
             self._view = render(
                 self.record, self.spec, self.run, self._branch, self.state, self._broken,
-                self._conditions,
-                current=not self.outdated(),
-                boot_at=self._world.wall() - self._world.clock(),
-                unenforced=self.unenforced,
+                self._conditions, current=not self.outdated(), boot_at=self._world.wall() - self._world.clock(),
+                unenforced=self.unenforced, lost=self._world.logs.lost(self.key),
             )  # fmt: skip
         return self._view
 
@@ -327,7 +323,7 @@ class Supervisor:
 
     def _finish_logs(self) -> None:
         if self.machine.run:  # also of one that ended while no daemon was there, or whose daemon came not so far
-            self._world.logs.watch(self.key, self.spec.logs)
+            self._world.logs.watch(self.key, self.spec.logs, 0, self._touch)
         self._world.logs.forget(self.key)
 
     def _mend(self) -> None:
@@ -358,8 +354,7 @@ class Supervisor:
             process = await start
         except StorageFailed as failure:
             self._recording.failed(failure)
-            reason = "the store takes nothing; its disk may be full"
-            return Event(Symbol.SPAWN_FAILED, run, reason=reason, ours=True)
+            return Event(Symbol.SPAWN_FAILED, run, reason="the store takes nothing; its disk may be full", ours=True)
         except SpawnFailed as failure:
             try:
                 await recorded  # first: what comes of this failure is recorded after it
@@ -381,7 +376,7 @@ class Supervisor:
             self._world, self._watch, self.key, process, monitor, self.machine.run, self.run.intent,
             self.machine.state is State.RUNNING, self.launch_beside, self._post, self._touch,
         )  # fmt: skip
-        self._world.logs.watch(self.key, self.spec.logs)
+        self._world.logs.watch(self.key, self.spec.logs, process.identity.pid, self._touch)
         self.attendance.begin(self.spec)
 
     def _observe(self) -> None:

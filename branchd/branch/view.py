@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from signal import Signals
 
+from branchd.branch.output import taken_away
 from branchd.branch.records import AppRecord, EventRecord, InstanceRecord, QueueRecord, RunRecord
 from branchd.core.lifecycle import State
 from branchd.core.merge import hide
 from branchd.core.spec import Spec, Unusable
-from branchd.core.values import Truth
+from branchd.core.values import Stream, Truth
 from branchd.wire.resources import (
     App,
     ConditionType,
@@ -37,10 +38,11 @@ def render(
     current: bool,
     boot_at: float,
     unenforced: Mapping[str, str] | None,
+    lost: Mapping[Stream, str],
 ) -> Instance:
     """`reported` is what the driver's monitor says; `boot_at` is when the machine booted, seconds since 1970.
 
-    `unenforced`: limits that are not kept, and why; None where none are asked for.
+    `unenforced`: limits that are not kept, and why; None where none are asked for. `lost`: as LogFiles tells.
     """
     machine = run.machine
     up = machine.alive
@@ -59,6 +61,9 @@ def render(
     if unenforced is not None:
         why = "; ".join(f"{limit}: {why}" for limit, why in unenforced.items())
         conditions.append(ConditionView(ConditionType.LIMITS_APPLIED, _truth(not unenforced), why))
+    if lost:
+        lines = (f"{one.detail}; {one.hint}" for one in (taken_away(record.key, *each) for each in lost.items()))
+        conditions.append(ConditionView(ConditionType.LOGS_KEPT, Truth.FALSE, "; ".join(lines)))
     deadline = machine.deadline if state is State.BACKOFF else None
     return Instance(
         app=record.key.app,

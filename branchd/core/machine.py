@@ -3,7 +3,7 @@
 As in diagnosis.py, nothing is looked at here: facts are handed in.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import field
 
@@ -36,11 +36,12 @@ class MachineFacts(Value):
     instances: int
     disk_free: float  #: of the state's disk, 0 to 1
     unenforced: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  #: instance -> limit -> why
+    lost_logs: Sequence[str] = ()  #: instances whose logs were taken away while they ran
     strangers: Mapping[str, int] = field(default_factory=dict)  #: accounts that are missing -> instances of theirs
 
 
 def machine(facts: MachineFacts) -> list[Diagnosis]:
-    return [*_cgroups(facts.processes), *_limits(facts), *_accounts(facts), *_room(facts)]
+    return [*_cgroups(facts.processes), *_limits(facts), *_accounts(facts), *_logs(facts), *_room(facts)]
 
 
 def _cgroups(facts: ProcessFacts) -> Iterator[Diagnosis]:
@@ -74,6 +75,15 @@ def _accounts(facts: MachineFacts) -> Iterator[Diagnosis]:
     for user, count in sorted(facts.strangers.items()):
         yield Diagnosis("accounts", Level.FAILURE, f"user {user!r} does not exist; {count} instances are to run as it",
                         f"create it: useradd --system {user}; or change `user`")  # fmt: skip
+
+
+def _logs(facts: MachineFacts) -> Iterator[Diagnosis]:
+    if facts.lost_logs:
+        names = ", ".join(sorted(facts.lost_logs)[:5]) + (" ..." if len(facts.lost_logs) > 5 else "")
+        yield Diagnosis("logs", Level.WARNING, f"of {len(facts.lost_logs)} instances the log was removed, moved or "
+                        f"replaced while they ran ({names}): what they write cannot be read here",
+                        "branchctl restart them: they open new ones; and let nothing else rotate the logs folder: "
+                        "branchd does")  # fmt: skip
 
 
 def _room(facts: MachineFacts) -> Iterator[Diagnosis]:

@@ -29,6 +29,7 @@ class ConditionType(StrEnum):
     QUEUES_IN_SYNC = "QueuesInSync"
     CONFIG_CURRENT = "ConfigCurrent"
     LIMITS_APPLIED = "LimitsApplied"  #: of an instance that asks for limits
+    LOGS_KEPT = "LogsKept"  #: of an instance whose log was taken away while it ran: False
     SHARED = "Shared"  #: of an app: it is the neighbourhood's, and not this branch's own
     DEFINITION_CONFLICT = "DefinitionConflict"  #: of an app: this branch's own differs from the neighbourhood's
 

@@ -49,6 +49,11 @@ def write(logs: LogFiles, key: Key, stdout: bytes = b"", stderr: bytes = b"", jo
         os.write(err, stderr)
 
 
+def watch(logs: LogFiles, key: Key, wanted: Logs) -> None:
+    """As of a program that has its output elsewhere."""
+    logs.watch(key, wanted, os.getpid(), lambda: None)
+
+
 async def collect(following: AsyncIterator[bytes], until: bytes) -> bytes:
     """What a follower gets, till it ends with those bytes."""
     got = bytearray()
@@ -146,7 +151,7 @@ class LogFilesConformance:
         assert await asyncio.gather(*both) == [expected, expected]
 
     async def test_watched_output_is_told_in_full(self, logs: LogFiles) -> None:
-        logs.watch(KEY, plain(65536, 1000))
+        watch(logs, KEY, plain(65536, 1000))
         follower = asyncio.create_task(collect(following(logs, KEY, Stream.STDOUT, 100_000), b"end\n"))
         expected = b"".join(b"%099d\n" % number for number in range(20_000)) + b"end\n"
         for start in range(0, len(expected), 50_000):
@@ -211,7 +216,7 @@ class LogFilesConformance:
     async def test_remove_deletes_that_instance_only(self, logs: LogFiles) -> None:
         write(logs, KEY, b"mine\n", b"mine\n")
         write(logs, OTHER, b"other\n")
-        logs.watch(KEY, plain(65536, 3))
+        watch(logs, KEY, plain(65536, 3))
         await logs.remove(KEY)
         assert await logs.tail(KEY, Stream.STDOUT, 10) == b""
         assert await logs.tail(KEY, Stream.STDERR, 10) == b""

@@ -28,7 +28,7 @@ from branchd.core.errors import SpawnFailed
 from branchd.core.spec import LogFormat, Logs, Stderr
 from branchd.core.values import Key, Stream
 from tests.adapters import crashing
-from tests.adapters.conformance_logs import KEY, selected
+from tests.adapters.conformance_logs import KEY, selected, watch
 from tests.waiting import until, until_sync
 
 TIMESTAMPED = Logs(format=LogFormat.TIMESTAMPED)
@@ -118,7 +118,7 @@ async def test_lines_that_are_too_long_are_cut_and_say_so(files: FileLogs, ended
 
 async def test_an_unfinished_line_is_one_when_its_program_has_ended(files: FileLogs, folder: Path) -> None:
     with files.open(KEY, TIMESTAMPED) as (out, _):
-        files.watch(KEY, TIMESTAMPED)
+        watch(files, KEY, TIMESTAMPED)
         os.write(out, b"one\nlast words")
     files.forget(KEY)
     await until(lambda: [path.name for path in folder.iterdir()] == ["stdout.log"])
@@ -128,7 +128,7 @@ async def test_an_unfinished_line_is_one_when_its_program_has_ended(files: FileL
 async def test_a_program_that_starts_again_at_once_has_its_pipe(files: FileLogs, folder: Path) -> None:
     for number in range(50):
         with files.open(KEY, TIMESTAMPED) as (out, _):
-            files.watch(KEY, TIMESTAMPED)
+            watch(files, KEY, TIMESTAMPED)
             os.write(out, b"%d\n" % number)
         files.forget(KEY)
     await until(lambda: not (folder / "stdout.timestamped").exists())
@@ -143,7 +143,7 @@ async def test_a_program_that_ends_before_its_pipe_is_found_leaves_none(tmp_path
         second = FileLogs(tmp_path / "logs")
         busy = threading.Event()
         second._watch.submit(busy.wait)  # it rotates a large log
-        second.watch(KEY, TIMESTAMPED)
+        watch(second, KEY, TIMESTAMPED)
         second.forget(KEY)
     busy.set()
     await until(lambda: [path.name for path in folder.iterdir()] == ["stdout.log"])
@@ -183,7 +183,7 @@ async def test_a_program_waits_without_a_daemon_and_goes_on_with_the_next(tmp_pa
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, "50000", "1000", stdout=out)
     await first.close()
     second = FileLogs(root)
-    second.watch(KEY, TIMESTAMPED)
+    watch(second, KEY, TIMESTAMPED)
     assert await process.wait() == 0
     found = await second.tail(KEY, Stream.STDOUT, 100_000)
     assert texts(found) == [b"%09d" % number for number in range(50_000)]
@@ -378,7 +378,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 async def test_since_is_exact_over_archives_that_are_compressed(files: FileLogs, folder: Path) -> None:
     logs = Logs(format=LogFormat.JSON, rotate_at=65536, keep=1000)
-    files.watch(KEY, logs)
+    watch(files, KEY, logs)
     with files.open(KEY, logs) as (out, _):
         command = [sys.executable, "-c", WRITER, "30000", "1000"]
         process = await asyncio.create_subprocess_exec(*command, stdout=out)

@@ -30,6 +30,7 @@ from tests.adapters.conformance_logs import (
     following,
     plain,
     selected,
+    watch,
     write,
 )
 from tests.fakes.logs import MemoryLogs
@@ -194,7 +195,7 @@ async def test_remove_follows_no_links(files: FileLogs, folder: Path, tmp_path: 
 @pytest.mark.usefixtures("fast")
 async def test_following_across_rotations_is_exact(files: FileLogs, folder: Path) -> None:
     total = 300_000  # 30 MB
-    files.watch(KEY, plain(1_000_000, 1000))
+    watch(files, KEY, plain(1_000_000, 1000))
     follower = asyncio.create_task(collect(following(files, KEY, Stream.STDOUT, 0), b"%099d\n" % (total - 1)))
     await asyncio.sleep(0)
     command = [sys.executable, "-c", WRITER, str(total), "500", "0.002"]
@@ -210,7 +211,7 @@ async def test_following_across_rotations_is_exact(files: FileLogs, folder: Path
 @pytest.mark.usefixtures("fast")
 async def test_a_backlog_goes_into_several_archives_of_which_the_newest_stay(files: FileLogs, folder: Path) -> None:
     write(files, KEY, lines(50_000))  # 5 MB
-    files.watch(KEY, plain(500_000, 3))
+    watch(files, KEY, plain(500_000, 3))
     await until(lambda: (folder / "stdout.log").stat().st_blocks * 512 <= 500_000 + 4096 and len(archives(folder)) == 3)
     kept = await files.tail(KEY, Stream.STDOUT, 100_000)
     assert lines(50_000).endswith(kept)
@@ -224,7 +225,7 @@ async def test_a_slow_follower_is_told_once_how_much_was_rotated_away(files: Fil
     assert await anext(follower) == b"start\n"
     text = lines(50_000)
     write(files, KEY, text)
-    files.watch(KEY, plain(500_000, 2))
+    watch(files, KEY, plain(500_000, 2))
     await until(lambda: len(archives(folder)) == 2 and archives(folder)[0].name > "stdout.log." + "3500000".zfill(20))
     gone = int(archives(folder)[0].name.rpartition(".")[2]) - len(b"start\n")
     told = b"[branchd: %d bytes were rotated away]\n" % gone
@@ -246,8 +247,8 @@ async def test_following_goes_on_after_the_program_truncated_its_log(files: File
 @pytest.mark.usefixtures("fast")
 async def test_watching_again_changes_the_limits_and_forgetting_ends_it(files: FileLogs, folder: Path) -> None:
     write(files, KEY, lines(5_000))
-    files.watch(KEY, plain(10_000_000, 1000))
-    files.watch(KEY, plain(100_000, 2))
+    watch(files, KEY, plain(10_000_000, 1000))
+    watch(files, KEY, plain(100_000, 2))
     await until(lambda: len(archives(folder)) == 2)
     files.forget(KEY)
     assert files._watch._timer is None
@@ -257,14 +258,14 @@ async def test_watching_again_changes_the_limits_and_forgetting_ends_it(files: F
     write(files, KEY, lines(5_000))
     another = Key(KEY.app, "another")
     write(files, another, lines(5_000))
-    files.watch(another, plain(100_000, 2))
+    watch(files, another, plain(100_000, 2))
     await until(lambda: len(archives(folder.parent / "another")) == 2)
     assert archives(folder) == before
 
 
 async def test_all_that_is_too_much_is_rotated_when_it_is_forgotten(files: FileLogs, folder: Path) -> None:
     write(files, KEY, lines(50_000))
-    files.watch(KEY, plain(1_000_000, 1000))
+    watch(files, KEY, plain(1_000_000, 1000))
     files.forget(KEY)
     await asyncio.wrap_future(files._watch.submit(int))  # behind the last looks
     assert len(archives(folder)) >= 4, "of 5 MB no more than 1 is left"
@@ -272,7 +273,7 @@ async def test_all_that_is_too_much_is_rotated_when_it_is_forgotten(files: FileL
 
 async def test_nothing_watched_nothing_set(files: FileLogs) -> None:
     assert files._watch._timer is None
-    files.watch(KEY, plain(100_000, 3))
+    watch(files, KEY, plain(100_000, 3))
     await until(lambda: files._watch._round is None and files._watch._timer is not None)
     files.forget(KEY)
     assert files._watch._timer is None
@@ -301,7 +302,7 @@ async def test_looks_at_idle_logs_fall_together_where_the_kernel_tells_nothing(
     monkeypatch.setattr(log_watching, "FLOOR", 0.001)
     for number in range(20):
         before = len(rounds)
-        files.watch(Key("shop", str(number)), plain(100_000, 3))
+        watch(files, Key("shop", str(number)), plain(100_000, 3))
         await until(lambda before=before: len(rounds) > before, what="looked at when it was watched, apart from others")
     await until(lambda: rounds[-3:] == [40, 40, 40], what="all together, again and again")
 
@@ -313,7 +314,7 @@ async def test_slow_looks_at_others_keep_no_still_log_waiting(
     monkeypatch.setattr(log_watching, "FLOOR", 0.001)
     still, busy = Key("shop", "still"), Key("shop", "busy")
     write(files, still, lines(10))
-    files.watch(still, plain(100_000, 3))
+    watch(files, still, plain(100_000, 3))
     await until(lambda: still in files._watch._stills, what="still")
     look_at = LogWatch._look_at
 
@@ -327,7 +328,7 @@ async def test_slow_looks_at_others_keep_no_still_log_waiting(
             await asyncio.sleep(0.01)
 
     monkeypatch.setattr(LogWatch, "_look_at", slowly)
-    files.watch(busy, plain(10_000, 1))
+    watch(files, busy, plain(10_000, 1))
     growing = asyncio.create_task(grow())
     write(files, still, lines(5_000))
     await until(lambda: archives(folder.parent / still.name), what="looked at")
@@ -344,7 +345,7 @@ async def test_logs_that_do_not_grow_are_not_looked_at_until_they_do(
     keys = [Key("shop", str(number)) for number in range(20)]
     for key in keys:
         write(files, key, lines(10))
-        files.watch(key, plain(100_000, 3))
+        watch(files, key, plain(100_000, 3))
     await until(lambda: len(files._watch._stills) == 20, what="all still")
     rounds.clear()
     asked.clear()
@@ -362,7 +363,7 @@ async def test_logs_that_do_not_grow_are_not_looked_at_until_they_do(
 @pytest.mark.usefixtures("fast")
 async def test_a_log_that_comes_late_to_a_still_instance_is_rotated(files: FileLogs, folder: Path) -> None:
     write(files, KEY, joined=True)
-    files.watch(KEY, plain(100_000, 3))
+    watch(files, KEY, plain(100_000, 3))
     await until(lambda: files._watch._stills)
     (folder / "stderr.log").write_bytes(lines(5_000))
     await until(lambda: len(list(folder.glob("stderr.log.*"))) == 3)
@@ -371,11 +372,11 @@ async def test_a_log_that_comes_late_to_a_still_instance_is_rotated(files: FileL
 @pytest.mark.usefixtures("fast")
 async def test_a_still_log_whose_folder_is_made_anew_is_rotated(files: FileLogs, folder: Path) -> None:
     write(files, KEY)
-    files.watch(KEY, plain(100_000, 3))
+    watch(files, KEY, plain(100_000, 3))
     await until(lambda: files._watch._stills)
     folder.parent.rename(folder.parent.with_name("aside"))
     write(files, KEY, lines(5_000))
-    files.watch(KEY, plain(100_000, 3))  # its next process
+    watch(files, KEY, plain(100_000, 3))  # its next process
     await until(lambda: len(archives(folder)) == 3)
 
 
@@ -385,7 +386,7 @@ async def test_when_the_kernel_lost_its_notes_all_logs_are_looked_at(
 ) -> None:
     for number in range(3):
         write(files, Key("shop", str(number)))
-        files.watch(Key("shop", str(number)), plain(100_000, 3))
+        watch(files, Key("shop", str(number)), plain(100_000, 3))
     await until(lambda: len(files._watch._stills) == 3)
     rounds.clear()
     lost = [None]
@@ -414,15 +415,15 @@ async def test_a_log_that_cannot_be_rotated_does_not_hold_up_others(
     bad.mkdir(parents=True)
     (bad / "stdout.log").symlink_to("/etc/passwd")
     write(files, KEY, lines(5_000))
-    files.watch(Key(KEY.app, "bad"), plain(100_000, 3))
-    files.watch(KEY, plain(100_000, 3))
+    watch(files, Key(KEY.app, "bad"), plain(100_000, 3))
+    watch(files, KEY, plain(100_000, 3))
     await until(lambda: len(archives(folder)) == 3)
 
 
 async def test_a_crashed_rotation_is_finished_when_watching_begins(files: FileLogs, folder: Path) -> None:
     write(files, KEY, lines(1_000))
     (folder / f"stdout.log.{0:020d}.0.copying").write_bytes(b"half")
-    files.watch(KEY, plain(10_000_000, 3))
+    watch(files, KEY, plain(10_000_000, 3))
     await until(lambda: sorted(path.name for path in folder.iterdir()) == ["stderr.log", "stdout.log"])
     assert await files.tail(KEY, Stream.STDOUT, 10_000) == lines(1_000)
 
@@ -445,7 +446,7 @@ async def test_archives_that_stay_are_compressed_and_others_cost_nothing(
         return pack(plain, *others)
 
     monkeypatch.setattr(log_packing, "pack", counted)
-    files.watch(KEY, plain(100_000, 3, compress=True))
+    watch(files, KEY, plain(100_000, 3, compress=True))
     write(files, KEY, lines(50_000))  # 5 MB: some fifty archives
     await until(lambda: _plain_or_packed(folder) == [True] * 3, 30)
     assert len(packed) < 20  # three, but where the machine took a second for some of them
@@ -457,7 +458,7 @@ async def test_archives_that_stay_are_compressed_and_others_cost_nothing(
 async def test_what_stops_is_compressed_at_once_and_what_is_not_to_be_never(files: FileLogs, folder: Path) -> None:
     write(files, KEY, lines(5_000))
     for compress in (False, True):
-        files.watch(KEY, plain(100_000, 3, compress=compress))
+        watch(files, KEY, plain(100_000, 3, compress=compress))
         await until(lambda: len(archives(folder)) == 3)
         files.forget(KEY)
         await asyncio.wrap_future(files._watch.submit(int))
@@ -470,9 +471,9 @@ async def test_an_instance_is_deleted_while_its_archives_are_compressed(
 ) -> None:
     monkeypatch.setattr(log_packing, "MEMBER", 1_000)
     write(files, KEY, lines(50_000))
-    files.watch(KEY, plain(1_000_000, 100))
+    watch(files, KEY, plain(1_000_000, 100))
     await until(lambda: len(archives(folder)) >= 4)
-    files.watch(KEY, plain(1_000_000, 100, compress=True))
+    watch(files, KEY, plain(1_000_000, 100, compress=True))
     files.forget(KEY)
     await until(lambda: list(folder.glob("*.packing")))
     await files.remove(KEY)
@@ -506,7 +507,7 @@ async def test_tail_is_bounded(files: FileLogs, monkeypatch: pytest.MonkeyPatch)
 async def test_close_ends_followers_and_threads(tmp_path: Path) -> None:
     closing = FileLogs(tmp_path / "logs")
     write(closing, KEY, b"one\n")
-    closing.watch(KEY, plain(100_000, 3))
+    watch(closing, KEY, plain(100_000, 3))
     follower = following(closing, KEY, Stream.STDOUT, 10)
     assert await anext(follower) == b"one\n"
     await closing.close()

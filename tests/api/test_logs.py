@@ -14,7 +14,7 @@ from branchd.branch.service import Service
 from branchd.core.access import Scope
 from branchd.core.errors import Unavailable
 from branchd.core.spec import Logs
-from branchd.core.values import Key
+from branchd.core.values import Key, Stream
 from tests.api.conftest import Api, House
 from tests.api.test_streams import LOGS, SSE, WEB, messages, take
 
@@ -185,3 +185,19 @@ async def test_a_log_that_cannot_be_read_is_a_503_also_for_who_would_follow_it(
         answer = await web("GET", f"{LOGS}{query}")
         assert (answer.status, answer.slug) == (503, "unavailable")
         assert "Input/output" in answer.json["detail"]
+
+
+@pytest.mark.parametrize("query", ["", "?follow=1", "?offset=0&length=3", "?grep=apple"])
+async def test_of_one_that_was_taken_away_nothing_is_given(web: Api, house: House, query: str) -> None:
+    house.logs.lose(Key("shop", "web-1"), Stream.STDOUT, "/old/stdout.log (deleted)")
+    answer = await web("GET", f"{LOGS}{query}")
+    assert (answer.status, answer.slug) == (409, "conflict")
+    assert "removed, moved or replaced while it ran" in answer.json["detail"]
+    assert answer.json["hint"].startswith("branchctl restart shop:web-1")
+
+
+async def test_who_follows_one_that_is_taken_away_comes_to_the_end(web: Api, house: House) -> None:
+    async with web.open("GET", f"{LOGS}?follow") as response:
+        assert await response.content.readexactly(len(TEXT)) == TEXT
+        house.logs.lose(Key("shop", "web-1"), Stream.STDOUT, "/old/stdout.log (deleted)")
+        assert await response.read() == b""

@@ -7,9 +7,11 @@ import pytest
 from msgspec.structs import replace
 
 from branchd.branch.records import InstanceRecord, Put, RunRecord
+from branchd.core.diagnosis import Level
 from branchd.core.errors import Conflict, Invalid, NotFound, SpawnFailed, Stale, StorageFailed
 from branchd.core.lifecycle import State
-from branchd.core.values import Exit
+from branchd.core.values import Exit, Key, Stream, Truth
+from branchd.wire.resources import ConditionType
 from tests.api.conftest import House
 from tests.branch.conftest import ADMIN
 from tests.waiting import until
@@ -464,3 +466,25 @@ async def test_what_fills_the_disk_can_be_stopped_though_that_is_not_remembered(
     house.store.full = False
     await service.instances.stop("web", "a")
     assert service.instances.get("web", "a").spec["wanted"] == "down"
+
+
+async def test_a_log_that_was_taken_away_is_told_until_the_next_process_has_a_new_one(service, house):
+    await create(service, "a", stop=[{"signal": "KILL", "patience": 5}])
+    pid = await running(service, "a")
+    assert not kept(service)
+    house.logs.lose(Key("web", "a"), Stream.STDOUT, "/old/stdout.log (deleted)")
+    assert [(one.status, one.reason) for one in kept(service)] == [(
+        Truth.FALSE,
+        "stdout.log of web:a was removed, moved or replaced while it ran: it writes to /old/stdout.log (deleted); "
+        "branchctl restart web:a: it opens a new one",
+    )]  # fmt: skip
+    assert [one.level for one in service.diagnoses() if one.check == "logs"] == [Level.WARNING]
+    await service.instances.restart("web", "a")
+    await until(lambda: service.instances.get("web", "a").status.pid not in (None, pid))
+    assert not kept(service)
+    assert not [one for one in service.diagnoses() if one.check == "logs"]
+
+
+def kept(service):
+    conditions = service.instances.get("web", "a").status.conditions
+    return [one for one in conditions if one.type is ConditionType.LOGS_KEPT]

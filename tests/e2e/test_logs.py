@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import sys
 from contextlib import aclosing
 from pathlib import Path
@@ -278,3 +279,37 @@ async def test_a_program_that_opens_dev_stdout_truncates_a_file_and_not_a_pipe(
     await branch.state("shop", "w", "EXITED")
     found = [line if format == "plain" else line.split(b" ", 1)[1] for line in (await text(branch, "w")).splitlines()]
     assert b"".join(line + b"\n" for line in found) == left
+
+
+async def test_a_log_that_is_removed_by_hand_is_told_and_bounded_till_a_restart(branch: RunningBranch) -> None:
+    write = "import os, time\nwhile True: os.write(1, b'x' * 9_999 + b'\\n'); time.sleep(0.01)"
+    await branch.client.put_app("shop", {"kind": "command", "logs": {"rotate_at": 1 << 16}})
+    await branch.client.create_instance("shop", {"name": "w", "command": [sys.executable, "-c", write]}, wait=30)
+    pid = (await branch.status("shop", "w"))["pid"]
+    folder = branch.folder / "state/logs/shop/w"
+    await until(lambda: (folder / "stdout.log").stat().st_size)
+    branch.kill()
+    shutil.rmtree(folder)
+    await branch.start()  # the next daemon finds it so
+
+    async def kept() -> list[str]:
+        conditions = (await branch.status("shop", "w"))["conditions"]
+        return [one["reason"] for one in conditions if one["type"] == "LogsKept" and one["status"] == "False"]
+
+    [reason] = await until(kept, 30, "it to be noticed")
+    assert f"it writes to {folder}/stdout.log (deleted); branchctl restart shop:w" in reason
+    with pytest.raises(ApiProblem, match="removed, moved or replaced") as refused:
+        await text(branch, "w")
+    assert refused.value.status == 409
+    assert "logs" in [one["check"] for one in (await branch.client.doctor())["findings"] if one["level"] == "warning"]
+
+    def written() -> int:
+        return int(Path(f"/proc/{pid}/io").read_text().split("wchar: ")[1].split()[0])
+
+    held = Path(f"/proc/{pid}/fd/1")
+    await until(lambda: written() > held.stat().st_size + (1 << 20), 60, "it to be emptied")
+    assert (await branch.status("shop", "w"))["pid"] == pid
+
+    await branch.client.restart("shop", "w", wait=30)
+    assert not await kept()
+    assert await until(lambda: text(branch, "w", tail=1)) == b"x" * 9_999 + b"\n"

@@ -5,9 +5,10 @@ It never rotates, and whatever the format is, the bytes stay as they were writte
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from branchd.branch.output import taken_away
 from branchd.branch.ports import Lines, Piece
 from branchd.core.errors import SpawnFailed
 from branchd.core.spec import Logs, Stderr
@@ -19,6 +20,8 @@ class MemoryLogs:
 
     def __init__(self) -> None:
         self.watched: dict[Key, Logs] = {}
+        self._lost: dict[Key, tuple[int, Mapping[Stream, str]]] = {}  #: of the program of that pid
+        self._on_lost: dict[Key, tuple[int, Callable[[], None]]] = {}
         self._memory: dict[tuple[Key, Stream], int] = {}
         self._base: dict[tuple[Key, Stream], int] = {}  #: bytes that were cleared
 
@@ -34,11 +37,24 @@ class MemoryLogs:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def watch(self, key: Key, logs: Logs) -> None:
+    def watch(self, key: Key, logs: Logs, pid: int, on_lost: Callable[[], None]) -> None:
         self.watched[key] = logs
+        self._on_lost[key] = pid, on_lost
+        if key in self._lost and self._lost[key][0] != pid:
+            del self._lost[key]
+
+    def lost(self, key: Key) -> Mapping[Stream, str]:
+        return self._lost[key][1] if key in self._lost else {}
+
+    def lose(self, key: Key, stream: Stream, where: str) -> None:
+        """As if somebody took it away."""
+        pid, on_lost = self._on_lost[key]
+        self._lost[key] = pid, {**self.lost(key), stream: where}
+        on_lost()
 
     def forget(self, key: Key) -> None:
         self.watched.pop(key, None)
+        self._lost.pop(key, None)
 
     async def remove(self, key: Key) -> None:
         self.forget(key)
@@ -58,9 +74,11 @@ class MemoryLogs:
         return f"/logs/{key.app}/{key.name}/{stream}.log"
 
     async def tail(self, key: Key, stream: Stream, lines: int) -> bytes:
+        self._check(key, stream)
         return self._tail(self._content(key, stream)[0], lines)
 
     async def read(self, key: Key, stream: Stream, offset: int, length: int) -> tuple[bytes, int, int]:
+        self._check(key, stream)
         content, base = self._content(key, stream)
         end = base + len(content)
         found = min(max(end + offset if offset < 0 else offset, base), end)
@@ -69,6 +87,7 @@ class MemoryLogs:
     async def select(
         self, key: Key, stream: Stream, lines: Lines, *, follow: bool = False
     ) -> AsyncGenerator[Piece, None]:
+        self._check(key, stream)
         content, base = self._content(key, stream)
         end = base + len(content)
         asked = base if lines.offset is None else lines.offset
@@ -80,7 +99,7 @@ class MemoryLogs:
             start = end - len(data)
         gap = max(base - asked, 0)
         yield Piece(data, start, end, gap, coarse=lines.since is not None)
-        while follow:
+        while follow and stream not in self.lost(key):
             content, base = self._content(key, stream)
             end = end if end <= base + len(content) else base
             if new := content[end - base :]:
@@ -97,6 +116,10 @@ class MemoryLogs:
         if (key, stream) not in self._memory:
             self._memory[key, stream] = os.memfd_create(f"{key}.{stream}")
         return os.open(f"/proc/self/fd/{self._memory[key, stream]}", os.O_WRONLY | os.O_APPEND)
+
+    def _check(self, key: Key, stream: Stream) -> None:
+        if where := self.lost(key).get(stream):
+            raise taken_away(key, stream, where)
 
     def _content(self, key: Key, stream: Stream) -> tuple[bytes, int]:
         memory = self._memory.get((key, stream))

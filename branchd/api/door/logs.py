@@ -16,7 +16,7 @@ from branchd.api.door.states import has_file
 from branchd.api.door.table import INT, NAME, Door, Methods, Param
 from branchd.branch.service import Service
 from branchd.core.access import Scope
-from branchd.core.errors import BranchdError
+from branchd.core.errors import BranchdError, Conflict
 from branchd.core.values import Stream
 from branchd.wire.resources import Instance
 
@@ -48,17 +48,20 @@ def of_process(service: Service, instance: Instance, stream: Stream) -> Read | N
 
 
 async def follow(read: Read) -> AsyncGenerator[bytes, None]:
-    """The end of a log, then what is appended, as it comes, until the caller stops asking."""
-    data, start, _ = await read(-HEAD, HEAD)
-    while True:
-        if data:
-            yield data
-        else:
-            await asyncio.sleep(PAUSE)
-        wanted = start + len(data)
-        data, start, _ = await read(wanted, CHUNK)
-        if start > wanted:
-            yield b"[branchd: %d bytes were rotated away or cleared]\n" % (start - wanted)
+    """The end of a log, then what is appended, as it comes, until the caller stops asking, or it was taken away."""
+    try:
+        data, start, _ = await read(-HEAD, HEAD)
+        while True:
+            if data:
+                yield data
+            else:
+                await asyncio.sleep(PAUSE)
+            wanted = start + len(data)
+            data, start, _ = await read(wanted, CHUNK)
+            if start > wanted:
+                yield b"[branchd: %d bytes were rotated away or cleared]\n" % (start - wanted)
+    except Conflict as error:
+        yield f"[branchd: {error.detail}; {error.hint}]\n".encode()
 
 
 async def read_log(read: Read, offset: int, length: int) -> str:

@@ -15,7 +15,7 @@ from branchd.branch.own_log import OwnLog
 from branchd.branch.service import Service
 from branchd.core.access import Scope
 from branchd.core.spec import Logs, Stderr
-from branchd.core.values import Key
+from branchd.core.values import Key, Stream
 from tests.api.conftest import ADMIN, Api, House
 from tests.api.door.conftest import Rpc, basic
 from tests.waiting import until
@@ -158,6 +158,19 @@ async def test_standard_error_is_followed_where_it_has_a_file(open_api: Api, hou
     async with open_api.open("GET", "/logtail/shop:web") as response:  # the standard output
         write(house, b"fine\n")
         assert await take(response, b"fine\n") == b"fine\n"
+
+
+async def test_who_follows_what_was_taken_away_is_told(open_api: Api, house: House, rpc: Rpc) -> None:
+    write(house, b"one\n")
+    await until(lambda: Key("shop", "web") in house.logs.watched)
+    async with open_api.open("GET", WEB) as response:
+        assert await take(response, b"one\n") == b"one\n"
+        house.logs.lose(Key("shop", "web"), Stream.STDOUT, "/old/stdout.log")
+        assert b"removed, moved or replaced while it ran" in await response.read()
+    async with open_api.open("GET", WEB) as response:
+        assert (await response.read()).endswith(b"branchctl restart shop:web: it opens a new one]\n")
+    with pytest.raises(xmlrpc.client.Fault, match="removed, moved or replaced while it ran"):
+        await rpc("supervisor.readProcessStdoutLog", "shop:web", 0, 0)
 
 
 @pytest.mark.parametrize("name", ["shop:gone/stdout", "shop:*/stdout", "gone/stdout", "shop:web/other"])
