@@ -32,6 +32,7 @@ class InstanceCgroups:
         self._tidying: asyncio.TimerHandle | None = None
         #: controllers that are on
         self.controllers = frozenset() if root is None else root.enabled
+        self._inherited = self.controllers  #: that an earlier daemon left on, and so what it has set with them
 
     @property
     def available(self) -> frozenset[str] | None:
@@ -89,6 +90,11 @@ class InstanceCgroups:
         finally:
             for each in folder:
                 os.close(each)
+
+    def limit_again(self, cgroup: Cgroup, limits: Limits) -> None:
+        """What was lost with the controllers, where they were turned off when an earlier daemon had ended."""
+        if kernel.controllers(limits) - self._inherited:
+            self._limit(cgroup, limits)
 
     def use(self, cgroup: Cgroup) -> None:
         self._used.add(cgroup)

@@ -219,7 +219,9 @@ class LinuxProcesses:
         self._joins_late = cgroup is not None and not begun.joined
         return self._watched(process, begun.pidfd, on_exit)
 
-    def adopt(self, key: Key, nonce: str, identity: Identity, on_exit: Callable[[Exit], None]) -> LinuxProcess | None:
+    def adopt(
+        self, key: Key, nonce: str, identity: Identity, limits: Limits, on_exit: Callable[[Exit], None]
+    ) -> LinuxProcess | None:
         """As the port says; Unavailable when that cannot be told for want of descriptors."""
         if identity.boot != self._boot:
             return None
@@ -239,6 +241,8 @@ class LinuxProcesses:
             return None
         process = LinuxProcess(self, key, nonce, identity, adopted=True)
         process.cgroup = self._cgroups.holding(identity.pid, self._branch_id, key)
+        if process.cgroup is not None:
+            self._cgroups.limit_again(process.cgroup, limits)
         return self._watched(process, pidfd, on_exit)
 
     def find(self, lost: Mapping[str, Lost]) -> Mapping[str, Identity | None]:

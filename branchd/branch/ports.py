@@ -73,8 +73,13 @@ class Processes(Protocol):
         returns. One that is cancelled meanwhile may run or not: find() tells.
         """
 
-    def adopt(self, key: Key, nonce: str, identity: Identity, on_exit: Callable[[Exit], None]) -> Process | None:
-        """Takes over what an earlier daemon started; None when that very process is gone."""
+    def adopt(
+        self, key: Key, nonce: str, identity: Identity, limits: Limits, on_exit: Callable[[Exit], None]
+    ) -> Process | None:
+        """Takes over what an earlier daemon started; None when that very process is gone.
+
+        `limits` are set where those of its start were lost between the two daemons.
+        """
 
     def find(self, lost: Mapping[str, Lost]) -> Mapping[str, Identity | None]:
         """Looks for processes by their nonces.

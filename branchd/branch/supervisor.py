@@ -243,7 +243,8 @@ class Supervisor:
         elif machine.alive or self.lost:
             identity = run.identity or found
             on_exit = self._exit_of(machine.run)
-            process = self._world.processes.adopt(self.key, run.nonce, identity, on_exit) if identity else None
+            adopt, limits = self._world.processes.adopt, self.spec.limits
+            process = adopt(self.key, run.nonce, identity, limits, on_exit) if identity else None
             if process is not None:
                 self._post(Event(Symbol.ADOPTED))  # first: a process that is not known to be alive cannot be ready
                 self._recording.found(process.identity)

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from branchd.branch.ports import Lost, Process, Processes
 from branchd.core.errors import SpawnFailed
+from branchd.core.spec import Limits
 from branchd.core.values import Exit, Key, Launch
 from tests.waiting import until
 
@@ -125,7 +126,7 @@ class ProcessesConformance:
         before, after = Exits(), Exits()
         identity = (await spawn(world, before, ONE)).identity
         world.restart_daemon()
-        process = world.processes.adopt(KEY, ONE, identity, after)
+        process = world.processes.adopt(KEY, ONE, identity, Limits(), after)
         assert process is not None
         assert process.identity == identity
         await world.end_with_seven(process)
@@ -141,10 +142,10 @@ class ProcessesConformance:
             replace(identity, boot="another"),
             replace(identity, pid=2**22 - 1),
         ):
-            assert world.processes.adopt(KEY, ONE, other, exits) is None
+            assert world.processes.adopt(KEY, ONE, other, Limits(), exits) is None
         process.signal(signal.SIGKILL)
         await exits.one()
-        assert world.processes.adopt(KEY, ONE, identity, exits) is None
+        assert world.processes.adopt(KEY, ONE, identity, Limits(), exits) is None
 
     async def test_a_lost_one_is_found_by_its_nonce(self, world: World) -> None:
         before = now()

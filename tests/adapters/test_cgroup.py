@@ -11,6 +11,7 @@ import pytest
 
 from branchd.adapters import cgroup, limits, proc
 from branchd.adapters.cgroup import Cgroup, CgroupRoot
+from branchd.adapters.instance_cgroups import InstanceCgroups
 from branchd.core.spec import Limits
 from branchd.core.values import Key
 from tests.waiting import until_sync
@@ -183,6 +184,20 @@ def test_shares_of_cpu_time_are_those_of_the_kernel() -> None:
     asked = Limits(cpu=1.5, tasks=20)
     assert limits.of_tree(asked) == {"memory.max": "max", "cpu.max": "150000 100000", "pids.max": "20"}
     assert limits.controllers(asked) == {"cpu", "pids"}
+
+
+@pytest.mark.parametrize(("left_on", "limit"), [("", "1048576"), ("memory", "2097152")])
+def test_limits_are_set_again_that_were_lost_with_their_controllers(left_on: str, limit: str, tmp_path: Path) -> None:
+    root = CgroupRoot(tmp_path, PurePosixPath("/"), tmp_path / "branchd-1")
+    mine = root.of(KEY)
+    mine.folder.mkdir(parents=True)
+    for folder in (tmp_path, root.folder):
+        (folder / "cgroup.controllers").write_text("memory pids\n")
+        (folder / "cgroup.subtree_control").write_text(left_on)
+    (mine.folder / "memory.max").write_text("2097152" if left_on else "max")
+    InstanceCgroups(root).limit_again(mine, Limits(memory="1MiB"))
+    assert (mine.folder / "memory.max").read_text() == limit
+    assert (root.folder / "cgroup.subtree_control").read_text() == (left_on or "+memory")
 
 
 def test_a_daemon_that_has_moved_to_its_leaf_finds_the_same_place(

@@ -25,6 +25,7 @@ from branchd.adapters.process import LinuxProcess, LinuxProcesses
 from branchd.adapters.spawning import Spawning
 from branchd.branch.ports import Lost, Process
 from branchd.core.errors import SpawnFailed, Unavailable
+from branchd.core.spec import Limits
 from branchd.core.values import Exit, Identity, Key, Launch
 from tests.adapters.conformance_process import KEY, Exits, ProcessesConformance, now
 from tests.fakes.process import FakeProcesses
@@ -533,7 +534,7 @@ async def test_a_sweep_ends_what_was_left_by_one_that_ended_without_a_daemon(mac
     escaped = await machine.escaped()
     machine.restart_daemon()
     kill_and_reap(process.identity.pid)
-    assert machine.processes.adopt(KEY, process.nonce, process.identity, Exits()) is None
+    assert machine.processes.adopt(KEY, process.nonce, process.identity, Limits(), Exits()) is None
     machine.processes.sweep(KEY, process.nonce)
     await until(lambda: gone(escaped))
 
@@ -627,7 +628,7 @@ async def adopted(machine: Machine, daemon: Daemon, exits: Exits) -> LinuxProces
     await until(lambda: catches(daemon.identity.pid, signal.SIGUSR1), what="the trap")
     daemon.kill()
     await until(lambda: (stat := proc.stat(daemon.identity.pid)) is not None and stat.parent != daemon.pid)
-    process = machine.processes.adopt(KEY, daemon.nonce, daemon.identity, exits)
+    process = machine.processes.adopt(KEY, daemon.nonce, daemon.identity, Limits(), exits)
     assert process is not None
     assert process.identity == daemon.identity
     assert (process.cgroup is not None) == (machine.mode == "cgroups")
@@ -670,7 +671,7 @@ async def test_a_zombie_of_ours_is_adopted_with_its_status(machine: Machine) -> 
     await until(lambda: (stat := proc.stat(process.identity.pid)) is not None and stat.ended)
     machine.restart_daemon()
     exits = Exits()
-    assert machine.processes.adopt(KEY, process.nonce, process.identity, exits) is not None
+    assert machine.processes.adopt(KEY, process.nonce, process.identity, Limits(), exits) is not None
     assert await exits.one() == Exit(code=3)
 
 
@@ -684,7 +685,7 @@ async def test_what_ended_is_not_reaped_before_all_is_adopted(
     looks = asyncio.get_running_loop().time() + 10 * reaping.ORPHAN_PATIENCE
     await until(lambda: asyncio.get_running_loop().time() > looks)
     exits = Exits()
-    assert machine.processes.adopt(KEY, process.nonce, process.identity, exits) is not None
+    assert machine.processes.adopt(KEY, process.nonce, process.identity, Limits(), exits) is not None
     assert await exits.one() == Exit(code=3)
     machine.processes.begin()
     orphan = await machine.spawn(machine.shell("setsid sh -c 'exit 0' & echo $! >left; exec sleep 1000"), Exits())
@@ -709,7 +710,7 @@ async def test_a_zombie_of_somebody_else_is_gone(machine: Machine, neglected: pr
     os.kill(neglected.pid, signal.SIGKILL)
     await until(lambda: (stat := proc.stat(neglected.pid)) is not None and stat.state == "Z")
     identity = Identity(proc.boot_id(), neglected.pid, neglected.started)
-    assert machine.processes.adopt(KEY, "neglected", identity, Exits()) is None
+    assert machine.processes.adopt(KEY, "neglected", identity, Limits(), Exits()) is None
 
 
 async def test_the_status_of_one_that_its_parent_never_reaps_is_unknown_in_the_end(
@@ -718,7 +719,7 @@ async def test_the_status_of_one_that_its_parent_never_reaps_is_unknown_in_the_e
     monkeypatch.setattr(reaping, "STATUS_PATIENCE", 0.05)
     exits = Exits()
     identity = Identity(proc.boot_id(), neglected.pid, neglected.started)
-    process = machine.processes.adopt(KEY, "neglected", identity, exits)
+    process = machine.processes.adopt(KEY, "neglected", identity, Limits(), exits)
     assert process is not None
     process.signal(signal.SIGKILL)
     assert await exits.one() == Exit()
@@ -754,11 +755,11 @@ async def test_want_of_descriptors_is_not_taken_for_a_process_that_is_gone(
     with monkeypatch.context() as patched:
         patched.setattr(os, "pidfd_open", fail)
         with pytest.raises(Unavailable):
-            machine.processes.adopt(KEY, process.nonce, process.identity, Exits())
+            machine.processes.adopt(KEY, process.nonce, process.identity, Limits(), Exits())
     with monkeypatch.context() as patched:
         patched.setattr(proc, "stat", lambda pid: None)
         with pytest.raises(Unavailable):
-            machine.processes.adopt(KEY, process.nonce, process.identity, Exits())
+            machine.processes.adopt(KEY, process.nonce, process.identity, Limits(), Exits())
     with monkeypatch.context() as patched:
         patched.setattr(os, "listdir", fail)
         with pytest.raises(Unavailable):

@@ -98,7 +98,9 @@ class FakeProcesses:
         self.running[identity.pid] = process
         return process
 
-    def adopt(self, key: Key, nonce: str, identity: Identity, on_exit: Callable[[Exit], None]) -> FakeProcess | None:
+    def adopt(
+        self, key: Key, nonce: str, identity: Identity, limits: Limits, on_exit: Callable[[Exit], None]
+    ) -> FakeProcess | None:
         process = self.running.get(identity.pid)
         if process is None or process.identity != identity:
             return None
