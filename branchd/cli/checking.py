@@ -14,7 +14,7 @@ from branchd.core.errors import Fault
 
 def definition_faults(file: Path | None, config: Config | None) -> tuple[Fault, ...]:
     """`file`: the main one, as given. `config`: None where it is wrong itself; then nobody knows who may run what."""
-    main = file or places.CONFIG
+    main = file or places.config(os.environ, os.geteuid() == 0)
     if file is None and not main.exists():
         return ()
     policies = Policies("", {}, None, "", None, None)

@@ -143,7 +143,8 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[tuple
     """`file` None: the default one where it exists. Misconfigured; its faults' pointers say file, variable or flag."""
     credentials = environment.get("CREDENTIALS_DIRECTORY")
     settings = Settings(KEYS, PATHS, SECRETS, Path(credentials) if credentials else None)
-    main = (file or places.CONFIG).absolute() if file is not None or places.CONFIG.exists() else None
+    found = (file or places.config(environment, os.geteuid() == 0)).absolute()
+    main = found if file is not None or found.exists() else None
     if main is not None:
         settings.file(main)
     settings.variables(environment)

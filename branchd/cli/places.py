@@ -1,19 +1,28 @@
 """Where the daemon keeps its things when nobody says otherwise; both commands ask here, so that they find each other.
 
-Nothing is created or looked up. Imported by branchctl, whose start-up time counts: nothing heavy.
+Nothing is created. Imported by branchctl, whose start-up time counts: nothing heavy.
 """
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-#: read where it exists and no other is named
+#: the machine's configuration
 CONFIG = Path("/etc/branchd/branchd.toml")
 
 #: loopback, beside the unix socket; a token is needed there
 ADDRESS = "127.0.0.1:8710"
 
 SOCKET = "api.sock"
+
+
+def config(environment: Mapping[str, str], root: bool) -> Path:
+    """Read where it exists and no other is named: a unit has it where ConfigurationDirectory= says."""
+    if folder := environment.get("CONFIGURATION_DIRECTORY"):
+        return Path(folder) / CONFIG.name
+    home = environment.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    own = Path(home) / "branchd" / CONFIG.name
+    return own if not root and own.exists() else CONFIG
 
 
 def state(environment: Mapping[str, str], root: bool) -> Path:

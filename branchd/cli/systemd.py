@@ -79,6 +79,6 @@ def _leading(config: Path) -> str:
 
 def _command(name: str, module: str) -> str:
     """The script of that name beside this interpreter, or else the module."""
-    script = Path(sys.executable).with_name(name)
-    found = [str(script)] if script.exists() else [sys.executable, "-m", f"branchd.cli.{module}"]
-    return shlex.join(found)
+    places = (Path(sys.executable), Path(sys.argv[0]).absolute())  # our package has its scripts in /usr/bin
+    script = next((str(found) for place in places if (found := place.with_name(name)).is_file()), None)
+    return shlex.join([sys.executable, "-m", f"branchd.cli.{module}"] if script is None else [script])

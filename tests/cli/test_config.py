@@ -303,3 +303,19 @@ def test_a_key_file_that_cannot_be_used_is_told_with_the_cure(tmp_path: Path) ->
 
 def test_a_configuration_in_words_has_no_password() -> None:
     assert "word" not in repr(Mesh("amqp://u:word@h"))
+
+
+def test_without_a_file_named_it_is_the_units_or_the_accounts_own_or_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("unit", "own/branchd", "machine"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "branchd.toml").write_text(f"[branch]\nname = '{name[:3]}'\n")
+    monkeypatch.setattr(module.places, "CONFIG", tmp_path / "machine/branchd.toml")
+    own, unit = {"XDG_CONFIG_HOME": str(tmp_path / "own")}, {"CONFIGURATION_DIRECTORY": str(tmp_path / "unit")}
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert load(None, own, {}).branch.name == "mac"
+    as_user(monkeypatch)
+    assert load(None, own, {}).branch.name == "own"
+    assert load(None, {"XDG_CONFIG_HOME": str(tmp_path / "none")}, {}).branch.name == "mac"
+    assert load(None, own | unit, {}).branch.name == "uni"

@@ -36,6 +36,18 @@ def test_the_command_prints_a_unit_for_this_installation() -> None:
     assert "SocketUser=shop" in CliRunner().invoke(daemon.main, [*asked, "--socket"]).output
 
 
+def test_a_package_has_its_scripts_elsewhere_than_its_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("branchd", "branchctl"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(sys, "executable", "/usr/lib/branchd/bin/python3")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "branchd"), "systemd-unit"])
+    printed = CliRunner().invoke(daemon.main, ["systemd-unit"]).output
+    assert f"ExecStart={tmp_path}/branchd run\n" in printed
+    assert f"ExecReload={tmp_path}/branchctl reload --wait\n" in printed
+
+
 def test_a_reload_finds_the_daemon_of_another_configuration(tmp_path: Path) -> None:
     config = tmp_path / "shop.toml"
     config.write_text('[branch]\nrun = "/run/shop"\n')
