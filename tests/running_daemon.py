@@ -26,7 +26,7 @@ class RunningDaemon:
              "--run", str(self.run), "--listen", self.url, "--listen", f"127.0.0.1:{self.port}"],
             env=environment, stdout=self._log, stderr=self._log,
         )  # fmt: skip
-        until_sync(self._ready, 30, "the daemon is ready")
+        until_sync(self._ready, 60, "the daemon is ready")
 
     def _ready(self) -> bool:
         said = (self.folder / "log").read_text()

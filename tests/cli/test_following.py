@@ -21,7 +21,7 @@ PROGRAM = [sys.executable, "-c", "from branchd.cli.control import main; main()"]
 class Restartable(RunningDaemon):
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(20)
+        self._process.wait(60)
         (self.folder / "log").write_text("")
 
     def again(self) -> None:
@@ -48,7 +48,7 @@ class Follower:
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(20)
+        self.process.wait(60)
 
 
 @pytest.fixture
@@ -69,12 +69,12 @@ def test_a_follower_of_events_goes_on_after_a_restart_without_leaving_one_out(
     control(restartable, "app", "set", "before")
     follower = Follower(tmp_path, "--url", restartable.url, "events", "-f", "-n", "1", "-o", "jsonl")
     try:
-        until_sync(lambda: "before" in follower.out, 20, "the first event")
+        until_sync(lambda: "before" in follower.out, 60, "the first event")
         restartable.kill()
-        until_sync(lambda: "waiting for the daemon" in follower.err, 20, "the note")
+        until_sync(lambda: "waiting for the daemon" in follower.err, 60, "the note")
         restartable.again()
         control(restartable, "app", "set", "after")
-        until_sync(lambda: '"after"' in follower.out, 20, "what came after the restart")
+        until_sync(lambda: '"after"' in follower.out, 60, "what came after the restart")
         assert "it is there again" in follower.err
         ids = [json.loads(line)["id"] for line in follower.out.splitlines()]
         assert ids == list(range(ids[0], ids[0] + len(ids)))
@@ -98,9 +98,9 @@ def test_a_follower_of_a_log_ends_with_a_note_when_the_instance_is_gone(daemon: 
     control(daemon, "create", "shop", "web")
     follower = Follower(tmp_path, "--url", daemon.url, "logs", "-f", "shop:web")
     try:
-        until_sync(lambda: "hi" in follower.out, 20, "its output")
+        until_sync(lambda: "hi" in follower.out, 60, "its output")
         control(daemon, "app", "rm", "shop", "--cascade")
-        assert follower.process.wait(20) == 0
+        assert follower.process.wait(60) == 0
         assert follower.err == "shop:web: it is gone\n"
     finally:
         follower.end()

@@ -90,7 +90,7 @@ class RunningBranch:
             begun = self.log.count("event=ready")
             process = self.launch()
             # Before it has adopted what runs, TERM would end the daemon alone.
-            until_sync(lambda: process.poll() is not None or self.log.count("event=ready") > begun, 30)
+            until_sync(lambda: process.poll() is not None or self.log.count("event=ready") > begun, 60)
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             for _ in range(3):

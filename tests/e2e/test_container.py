@@ -64,8 +64,8 @@ async def test_orphans_are_reaped_and_a_term_runs_the_stop_plans(container: Cont
         files = [path.read_text() for path in tmp_path.glob("orphan-*")]
         return {int(text) for text in files if text.endswith("\n")}
 
-    await until(lambda: len(orphans()) == 5, 20, "the orphans to have run")
-    await until(lambda: not orphans() & container.processes(), 20, "all of them reaped")
+    await until(lambda: len(orphans()) == 5, 60, "the orphans to have run")
+    await until(lambda: not orphans() & container.processes(), 60, "all of them reaped")
     os.kill(container.inside(), signal.SIGTERM)
     assert container.wait() == 0
     assert told.read_text() == "stopped\n"
@@ -76,7 +76,7 @@ async def test_a_second_interrupt_kills_what_does_not_stop(container: Container)
             "stop": [{"signal": "TERM", "patience": 3600}]}  # fmt: skip
     await container.client.create_instance("shop", spec, wait=30)
     os.kill(container.inside(), signal.SIGINT)
-    await until(lambda: "event=stopping" in container.log, 20, "the stop plans")
+    await until(lambda: "event=stopping" in container.log, 60, "the stop plans")
     os.kill(container.inside(), signal.SIGINT)
     assert container.wait() == 0
 

@@ -231,7 +231,7 @@ async def test_lines_with_times_are_each_there_once_though_the_daemon_is_killed_
     else:
         numbers = [line.split(b" ", 1)[1] for line in found]
     assert numbers == [b"%09d" % number for number in range(total)], f"BRANCHD_TEST_SEED={SEED}"
-    await until(lambda: not (folder / f"stdout.{format}").exists(), 20, "the pipe to be taken away")
+    await until(lambda: not (folder / f"stdout.{format}").exists(), 60, "the pipe to be taken away")
     last = found[-1][7:34] if format == "json" else found[-1][:27]
     since = (await text(branch, "w", since=last.decode())).splitlines()
     assert since == [line for line in found if last in line]
@@ -239,7 +239,7 @@ async def test_lines_with_times_are_each_there_once_though_the_daemon_is_killed_
     branch.kill()
     os.mkfifo(folder / f"stdout.{format}", 0o600)  # as if it were killed before it took that away
     await branch.start()
-    await until(lambda: not (folder / f"stdout.{format}").exists(), 20, "the next daemon to take it away")
+    await until(lambda: not (folder / f"stdout.{format}").exists(), 60, "the next daemon to take it away")
     assert await whole() == found
 
 

@@ -149,6 +149,6 @@ async def test_the_watchdog_is_fed_from_the_beginning_of_a_start_on(make_branch:
             except BlockingIOError:
                 return any("READY=1" in one for one in told)
 
-        await until(ready, 20, "the daemon to say that it is ready")
+        await until(ready, 60, "the daemon to say that it is ready")
     before = told[: next(number for number, one in enumerate(told) if "READY=1" in one)]
     assert before.count("WATCHDOG=1") >= 2  # when the process began, and when its loop did
