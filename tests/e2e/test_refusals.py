@@ -306,16 +306,16 @@ async def on_a_full_disk(branch: RunningBranch, programs: Programs, disk: Path) 
     assert await branch.pids() == pids, "what runs goes on"
     assert {item["name"] for item in (await branch.client.instances())["items"]} == confirmed | {"w", "other", "third"}
 
-    async def crash() -> bool:
-        """Crashes it until what the store still takes is used up."""
+    async def crash() -> dict[str, Any] | None:
+        """Crashes it until what the store still takes is used up: how it is then, between two attempts to start it."""
         status = await branch.status("shop", "w")
         if status["state"] == "RUNNING":
             os.kill(status["pid"], signal.SIGKILL)
             await until(lambda: not alive(status["pid"]))
-        return status["state"] == "BACKOFF"
+        return status if status["state"] == "BACKOFF" else None
 
-    await until(crash, 60, "a start that cannot be written down")
-    status = await branch.status("shop", "w")
+    status = await until(crash, 60, "a start that cannot be written down")
+    assert status is not None
     assert "disk may be full" in status["reason"]
     assert "w" not in programs.running()
     assert programs.only("other") == pids["shop:other"]
