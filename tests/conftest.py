@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.rabbitmq import RabbitMQ
 
@@ -11,6 +12,10 @@ from tests.rabbitmq import RabbitMQ
 for number in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No example has a time (200 ms are hypothesis's own), and every run has the same ones: what explores is marked `soak`.
+settings.register_profile("branchd", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("branchd")
 
 
 @pytest.fixture(scope="session")

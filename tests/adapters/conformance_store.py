@@ -156,7 +156,7 @@ class StoreConformance:
             assert store.load() == first
 
     # The same method runs in two classes here, which hypothesis takes for a mistake.
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.differing_executors])
     @given(everything=snapshots())
     def test_what_was_written_is_there_when_it_is_opened_again(
         self, everything: tuple[Snapshot, list[EventRecord]]

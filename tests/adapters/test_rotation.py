@@ -331,7 +331,7 @@ def test_where_holes_can_be_taken_out_the_file_gets_shorter_elsewhere_its_blocks
     until_sync(lambda: log.path.stat().st_blocks * 512 <= turn.left + 2 * BLOCK)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     sizes=st.lists(st.integers(1, 5), max_size=5),
     first=st.integers(0, 20),

@@ -157,7 +157,7 @@ async def test_a_queue_that_was_written_while_its_app_was_deleted_does_not_come_
         assert a.queues.list("web") == []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(0, 2), st.integers(0, 8), st.integers(0, 3)), max_size=25))
 @simulate
 async def test_whatever_is_lost_doubled_and_late_branches_agree_when_they_have_compared(seed, steps):

@@ -415,7 +415,7 @@ class World(RuleBasedStateMachine):
 
 
 TestWorld = World.TestCase
-TestWorld.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestWorld.settings = settings(max_examples=300, stateful_step_count=40)
 
 
 @given(st.lists(st.sampled_from(list(Symbol)), max_size=8))

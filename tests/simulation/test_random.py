@@ -11,7 +11,7 @@ from tests.simulation.loop import run
 from tests.simulation.steps import Story, live, stories
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(stories(12))
 def test_the_invariants_hold(story: Story) -> None:
     run(live(story))
@@ -19,7 +19,7 @@ def test_the_invariants_hold(story: Story) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2000, derandomize=False, suppress_health_check=list(HealthCheck))
 @given(stories(30))
 def test_the_invariants_hold_for_long(story: Story) -> None:
     run(live(story))

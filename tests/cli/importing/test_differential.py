@@ -161,7 +161,7 @@ SECTION = st.dictionaries(st.sampled_from(sorted(VALUES)), st.integers(0, 20), m
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     daemon=st.sampled_from(
         ["", "environment=A=7", "environment=B='%(ENV_PATH)s'", "environment=A=%%", "environment=("]

@@ -252,7 +252,7 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.one_of(st.lists(WORDS, max_size=25).map("".join), st.text(max_size=60)))
 @example("[program:x]\ncommand\n[program:x]\n more")
 def test_whatever_a_file_holds_only_clear_errors_come_of_it(conf: Path, text: str) -> None:
@@ -267,7 +267,7 @@ def test_whatever_a_file_holds_only_clear_errors_come_of_it(conf: Path, text: st
     assert found.incomplete or all(found.apps.values()) or not found.apps
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.sampled_from(
