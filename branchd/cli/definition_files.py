@@ -6,8 +6,10 @@ looked at here: what makes a spec wrong stands with the daemon.
 
 import asyncio
 import os
+import stat
 import tomllib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,9 @@ def read(main: Path) -> FileDefinitions:
     try:
         found = paths(main)
     except OSError as error:
-        wrong = Fault(str(main.parent / FOLDER), f"cannot be read: {error.strerror}")
-        return FileDefinitions(faults=(wrong,), files=(str(main),))
-    return gather([(str(path), *_parse_file(path)) for path in found], f"only [apps] may stand in {FOLDER}", str(main))
+        wrong = Fault(_name(main.parent / FOLDER), f"cannot be read: {error.strerror}")
+        return FileDefinitions(faults=(wrong,), files=(_name(main),))
+    return gather([(_name(one), *_parse_file(one)) for one in found], f"only [apps] may stand in {FOLDER}", _name(main))
 
 
 def gather(documents: Iterable[tuple[str, dict[str, Any], list[Fault]]], hint: str, whole: str = "") -> FileDefinitions:
@@ -85,9 +87,16 @@ def parse(path: Path) -> tuple[dict[str, Any], list[Fault]]:
 
 def _parse_file(path: Path) -> tuple[dict[str, Any], list[Fault]]:
     """The same, of one that stays where it is: a pipe or a device would keep the daemon waiting."""
-    if path.exists() and not path.is_file():
-        return {}, [Fault(str(path), "is not a regular file")]
+    if (name := _name(path)) != str(path):  # it is told over the API, and stored
+        return {}, [Fault(name, "has a name that is not UTF-8", "rename it")]
+    with suppress(OSError):  # what is wrong with it, parse() says
+        if not stat.S_ISREG(path.stat().st_mode):
+            return {}, [Fault(name, "is not a regular file")]
     return parse(path)
+
+
+def _name(path: Path) -> str:
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def parsed(content: str, source: str) -> tuple[dict[str, Any], list[Fault]]:

@@ -151,7 +151,7 @@ async def test_a_folder_that_cannot_be_read_is_not_an_empty_one(configured: Conf
     assert await configured.both() == before
 
 
-@pytest.mark.parametrize("kind", ["pipe", "device", "deep"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "deep", "name"])
 async def test_a_file_that_cannot_be_taken_as_one_holds_nobody_up(
     configured: Configured, folder: Path, kind: str
 ) -> None:
@@ -163,9 +163,13 @@ async def test_a_file_that_cannot_be_taken_as_one_holds_nobody_up(
             strange.symlink_to("/dev/zero")
         case "deep":
             strange.write_text("x = " + "[" * 20_000)
+        case "name":
+            strange = folder / "conf.d" / os.fsdecode(b"caf\xe9.toml")
+            strange.write_text(SHOP.replace("shop", "cafe"))
     branch = await configured.branch.start()
     refused = (await in_thread(configured.control, "reread", code=1)).stderr
-    assert f"{strange}: is n" in refused  # not a regular file, nested too deeply
+    assert f"{str(strange).encode(errors='surrogateescape').decode(errors='backslashreplace')}: " in refused
+    assert any(why in refused for why in ("is not a regular file", "is nested too deeply", "is not UTF-8"))
     strange.unlink()
     (folder / "conf.d" / ".#shop.toml").symlink_to("nobody@here")  # an editor's
     await in_thread(configured.control, "update")
