@@ -44,8 +44,13 @@ def leave(folder: Path, error: BranchdError) -> None:
             beside.unlink()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(beside, flags, 0o644), "wb") as file:
-            file.write(json.dumps(Refusal(time.time(), detail, cures)))
+            file.write(json.dumps(Refusal(time.time(), _utf8(detail), tuple(map(_utf8, cures)))))
         beside.rename(folder / FILE)
+
+
+def _utf8(text: str) -> str:
+    """A path in it may be of other bytes."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def clear(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """`branchd check` and what `branchd run` refuses before it begins."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,13 @@ def test_check_tells_of_what_would_wait_for_itself(tmp_path: Path) -> None:
     assert "[apps.web.instances.a].depends_on: web:a depends on db:b, which depends on web:a" in result.stderr
     file.write_text(file.read_text().replace("web:a", "db:c"))
     assert CliRunner().invoke(main, ["check", "--config", str(file)]).exit_code == 0
+
+
+def test_a_refusal_with_a_path_that_is_not_utf8_is_left_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    state = tmp_path / "file" / os.fsdecode(b"caf\xe9")
+    result = CliRunner().invoke(main, ["run", "--state", str(state)])
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    left = refusal.find(tmp_path / "run")
+    assert left is not None
+    assert "caf\\xe9" in left.detail
