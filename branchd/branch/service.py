@@ -48,6 +48,9 @@ EXPIRE_EVERY = 600.0
 #: seconds that a change waits for the branch to have begun; adopting takes a few of them at most
 BEGUN_WITHIN = 30.0
 
+#: seconds that letting go waits for what is begun: meanwhile nobody answers at the API
+LET_GO_WITHIN = 3.0
+
 
 class Service:
     def __init__(
@@ -172,8 +175,10 @@ class Service:
         self.events.close()
         await self.leave(quietly=True)
         await self._hooks.end()
-        for supervisor in self._fleet.all():  # last: what is begun is told to the store, which is closed next
-            await supervisor.idle()
+        with suppress(TimeoutError):  # a start that hangs is found by the next daemon as after a kill -9, or made again
+            async with asyncio.timeout(LET_GO_WITHIN):
+                for supervisor in self._fleet.all():  # last: what is begun is told to the store, which is closed next
+                    await supervisor.idle()
 
     def remaining(self) -> list[str]:
         """Instances that still have a process, or one on its way."""

@@ -3,6 +3,7 @@
 import asyncio
 
 from branchd.branch import adoption
+from branchd.branch import service as branchd_service
 from branchd.core.lifecycle import State
 from branchd.core.values import Exit
 from tests.branch.test_service import create, running, state
@@ -68,3 +69,30 @@ async def test_nothing_is_started_while_a_daemon_lets_go_and_the_next_one_does_i
     assert await running(later, "a") != pid
     assert later.instances.get("web", "a").status.restarts == 1
     later.close()
+
+
+async def test_a_start_that_hangs_keeps_no_daemon_from_letting_go_and_the_next_one_makes_it(
+    service, house, monkeypatch
+):
+    await create(service, "hung", wanted="down")
+    spawn, asked = house.processes.spawn, asyncio.Event()
+
+    async def hanging(*_):
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(house.processes, "spawn", hanging)
+    starting = asyncio.ensure_future(service.instances.start("web", "hung"))
+    await asked.wait()
+    monkeypatch.setattr(branchd_service, "LET_GO_WITHIN", 0.05)
+    async with asyncio.timeout(10):
+        await service.let_go()
+    service.close()
+    monkeypatch.setattr(house.processes, "spawn", spawn)
+    house.processes.crash()
+    later = house.service()
+    await later.begin()
+    await running(later, "hung")
+    assert len(house.processes.spawned) == 1
+    later.close()
+    starting.cancel()
