@@ -11,7 +11,7 @@ import structlog
 from branchd.branch.adoption import resume
 from branchd.branch.apps import Apps, Queues
 from branchd.branch.celery import Celery
-from branchd.branch.ending import Ending, Endings
+from branchd.branch.ending import Endings
 from branchd.branch.events import KEPT, EventLog
 from branchd.branch.file_definitions import Read
 from branchd.branch.files import Files, nothing
@@ -149,15 +149,6 @@ class Service:
         await self._hooks.end()
         await self.leave()
         self.close()
-
-    @property
-    def ending(self) -> Ending | None:
-        """How it ends, once that is sure."""
-        return self.endings.chosen
-
-    def end_as(self, ending: Ending) -> None:
-        """Asks for an end, and returns at once."""
-        self.endings.ask(ending)
 
     async def leave(self, *, quietly: bool = False) -> None:
         """Ends what is under way for others, and belongs to no neighbourhood any more; what runs goes on.

@@ -58,7 +58,7 @@ async def test_what_changes_a_branch_needs_its_scope(
         assert (answer.status == 403) is not scope.includes(needed), scope
         if answer.status == 403:
             assert f"needs the scope {needed}" in answer.json["detail"]
-            assert branch.ending is None
+            assert branch.endings.chosen is None
 
 
 async def test_reading_needs_no_more_than_to_read(api: Api, tokens: dict[Scope, str]) -> None:
@@ -90,7 +90,7 @@ async def test_a_branch_that_is_alone_answers_what_it_knows(shop: Api) -> None:
 
 async def test_a_branch_ends_when_its_own_api_is_told_so(api: Api, branch: Service) -> None:
     answer = await api("POST", "/v1/branches/here/actions/shutdown")
-    assert (answer.status, answer.json["name"], branch.ending) == (202, "here", Ending.STOP)
+    assert (answer.status, answer.json["name"], branch.endings.chosen) == (202, "here", Ending.STOP)
 
 
 # By way of another branch
@@ -156,7 +156,7 @@ async def test_the_end_of_a_daemon_is_never_carried(tmp_path: Path) -> None:
         a, b = branches.values()
         for path in ("/v1/branches/b/actions/shutdown", f"/v1/branches/{b.service.id}/actions/shutdown"):
             assert (await a.api("POST", path)).slug == "denied"
-        assert not any(branch.service.ending for branch in (a, b))
+        assert not any(branch.service.endings.chosen for branch in (a, b))
 
 
 async def test_what_is_told_of_another_branch_is_its_own(three: Branches) -> None:

@@ -126,9 +126,9 @@ async def test_pinned_instances_are_stopped_when_that_is_asked(town: Town) -> No
 
 async def test_only_its_own_api_ends_a_daemon(town: Town) -> None:
     assert "its own API" in (await town.control("branch", "shutdown", "b", code=5)).stderr
-    assert town.b.service.ending is None
+    assert town.b.service.endings.chosen is None
     assert "b: is ending" in (await town.control("branch", "shutdown", "b", at="b")).stdout
-    assert town.b.service.ending is Ending.STOP
+    assert town.b.service.endings.chosen is Ending.STOP
 
 
 async def test_an_operator_says_that_who_vanished_is_gone(town: Town) -> None:

@@ -51,7 +51,7 @@ async def get_pid(_door: Door) -> int:
 @method("supervisor.shutdown", scope=Scope.ADMIN, returns="boolean")
 async def shutdown(door: Door) -> bool:
     """Stop all processes by their stop plans, and end the daemon."""
-    door.service.end_as(Ending.STOP)
+    door.service.endings.ask(Ending.STOP)
     return True
 
 
@@ -74,5 +74,5 @@ async def send_remote_comm_event(_door: Door, _type: str, _data: str) -> bool:
 
 def check_not_ending(door: Door) -> None:
     """RpcError."""
-    if door.service.ending is not None:
+    if door.service.endings.chosen is not None:
         raise RpcError(Fault.SHUTDOWN_STATE)

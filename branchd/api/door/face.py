@@ -47,7 +47,7 @@ class Face:
 
     async def rpc(self, request: web.Request) -> web.StreamResponse:
         principal = self._principal(request, Scope.READ)
-        if self._house.service.ending is None:
+        if self._house.service.endings.chosen is None:
             await self._house.service.take()
         if request.content_type != XML:
             raise NotXml(f"the body is {request.headers.get('Content-Type', 'of no type')[:255]!r}",

@@ -204,4 +204,4 @@ async def _fault(work: Awaitable[object]) -> RpcError | None:
 
 
 def _ending(door: Door) -> RpcError | None:
-    return RpcError(Fault.SHUTDOWN_STATE) if door.service.ending is not None else None
+    return RpcError(Fault.SHUTDOWN_STATE) if door.service.endings.chosen is not None else None

@@ -95,7 +95,7 @@ async def shut_branch_down(call: Call) -> web.Response:
     if branch_of(call, call.path["branch"]) is not None:
         raise Denied("a branch is shut down by its own API alone", "ask it there, on its machine")
     branch = call.service.branch()
-    call.service.end_as(Ending.STOP)
+    call.service.endings.ask(Ending.STOP)
     return answer(branch, 202)
 
 

@@ -270,7 +270,7 @@ async def test_each_method_needs_its_scope(rpc: Rpc, tokens: dict[Scope, str]) -
 
 async def test_shutdown_ends_the_daemon_and_from_then_on_nothing_else_is_done(rpc: Rpc, branch: Service) -> None:
     assert await rpc("supervisor.shutdown") is True
-    assert branch.ending is Ending.STOP
+    assert branch.endings.chosen is Ending.STOP
     assert await rpc.fault("supervisor.getState") == "SHUTDOWN_STATE"
     assert await rpc.fault("supervisor.shutdown") == "SHUTDOWN_STATE"
 
