@@ -85,12 +85,13 @@ class Cgroup(Value):
             return {}
         return {line.rpartition(" ")[0]: int(line.rpartition(" ")[2]) for line in lines}
 
-    def remove(self) -> None:
+    def remove(self) -> bool:
         """When nothing lives in it; what was just killed may take a moment, the folder then stays for the next run."""
         try:
             self.folder.rmdir()
         except OSError:  # EBUSY mostly; nothing depends on it
-            return
+            return False
+        return True
 
 
 class CgroupRoot(Value):

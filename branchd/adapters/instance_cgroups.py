@@ -146,7 +146,7 @@ class InstanceCgroups:
 
     def _tidy(self) -> None:
         for cgroup in self._empty:
-            if cgroup not in self._used:
-                cgroup.remove()
+            if cgroup not in self._used and cgroup.remove():
+                self._killed.discard(cgroup)
         self._empty.clear()
         self._tidying = None

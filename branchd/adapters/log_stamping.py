@@ -141,12 +141,12 @@ class _Pipe:
     def _go_on(self) -> None:
         head = os.pread(self._spool, _HEAD.size, 0)
         if len(head) == _HEAD.size and head.startswith(self._boot):
-            _, self._done, end = _HEAD.unpack(head)
+            _, done, end = _HEAD.unpack(head)
             self._size = os.fstat(self._spool).st_size
-            self._settle(self.log.undo(end))
+            self._settle(done, self.log.undo(end))
         else:  # of another boot: nobody knows what of it came to the disk
             os.ftruncate(self._spool, 0)
-            self._settle(self.log.end())
+            self._settle(_HEAD.size, self.log.end())
 
     def _write(self, final: bool) -> None:
         waiting = os.pread(self._spool, self._size - self._done, self._done)
@@ -160,15 +160,7 @@ class _Pipe:
         text = b"".join(self._lines(waiting[:whole], log_times.stamp(_now()), final))
         done = self._done + whole
 
-        def written(end: int) -> None:
-            self._done = done
-            self._settle(end)
-
-        try:
-            self.log.append(text, written)
-        except OSError:
-            self.log.undo(self._end)
-            raise
+        self.log.append(text, lambda end: self._settle(done, end))
         if self._done > SPOOL:
             self._begin_anew()
 
@@ -188,10 +180,10 @@ class _Pipe:
             else:
                 yield log_times.stamped(piece + GOES_ON if partial else piece, at)
 
-    def _settle(self, end: int) -> None:
+    def _settle(self, done: int, end: int) -> None:
         """What is done is in the log, which ends there: told in one write within a page, which no kill parts."""
-        self._end = end
-        os.pwrite(self._spool, _HEAD.pack(self._boot, self._done, end), 0)
+        os.pwrite(self._spool, _HEAD.pack(self._boot, done, end), 0)
+        self._done, self._end = done, end
         self._size = max(self._size, _HEAD.size)
 
     def _begin_anew(self) -> None:

@@ -6,6 +6,7 @@ Figures for people are psutil's (host.py); starting and ending processes is proc
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 from branchd.core.value import Value
 
@@ -118,14 +119,13 @@ def pids() -> Iterator[int]:
 
 def children(pid: int) -> list[int]:
     """Children, zombies too. The kernel's own list where it keeps one, else one look at every process."""
+    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+        return [each for each in pids() if (of := stat(each)) is not None and of.parent == pid]
     found: list[int] = []
-    try:
+    with suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb") as file:  # each may end meanwhile
                 found += map(int, file.read().split())
-    except OSError:
-        if os.path.exists(f"/proc/{pid}/stat") and not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
-            return [each for each in pids() if (of := stat(each)) is not None and of.parent == pid]
     return found
 
 

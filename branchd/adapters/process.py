@@ -325,7 +325,8 @@ class LinuxProcesses:
                 process.cgroup = None
 
         def ended(how: Exit) -> None:
-            del self._running[process.identity.pid]
+            if self._running.get(process.identity.pid) is process:  # a number that somebody else reaped may be reused
+                del self._running[process.identity.pid]
             if cgroup is not None:
                 self._cgroups.leave(cgroup)
                 if (

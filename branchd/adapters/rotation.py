@@ -172,17 +172,24 @@ class RotatedLog:
             return layout.end
 
     def append(self, data: bytes, written: Callable[[int], None]) -> None:
-        """Writes to its end, and calls written() with the offset behind it before anybody else sees it. OSError."""
+        """Writes to its end, and calls written() with the offset behind it before anybody else sees it.
+
+        OSError of either, and then nothing was written.
+        """
         with (
             inner_folder(*self._folder) as folder,
             self._lock,
             opened(folder, self._name, os.O_RDWR | os.O_APPEND | os.O_CREAT) as live,
         ):
             self._settle(folder, live)
-            done = 0
-            while done < len(data):
-                done += os.write(live, data[done:])
-            written(survey(folder, self._name, live).end)
+            before, done = os.fstat(live).st_size, 0
+            try:
+                while done < len(data):
+                    done += os.write(live, data[done:])
+                written(survey(folder, self._name, live).end)
+            except OSError:
+                os.ftruncate(live, before)
+                raise
 
     def undo(self, end: int) -> int:
         """Takes away what was appended beyond an offset, where it is all in the live file; the end now. OSError."""

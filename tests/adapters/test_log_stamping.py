@@ -2,6 +2,7 @@
 # ruff: noqa: ASYNC240  (tests look at files as they please)
 
 import asyncio
+import errno
 import itertools
 import json
 import os
@@ -317,10 +318,12 @@ async def test_a_disk_that_takes_nothing_makes_the_program_wait(
     real, failures = RotatedLog.append, 0
 
     def full(log: RotatedLog, data: bytes, written: object) -> None:
-        nonlocal failures
-        failures += 1
-        real(log, data[:20], lambda _: None)  # some of it
-        raise OSError(28, "No space left on device")
+        def fail(end: int) -> None:
+            nonlocal failures
+            failures += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        real(log, data, fail)
 
     with files.open(KEY, TIMESTAMPED) as (out, _):
         with monkeypatch.context() as patch:

@@ -108,6 +108,23 @@ def last_lines(log: RotatedLog, count: int) -> tuple[bytes, int]:
     return pieces[0].data, pieces[0].end
 
 
+def test_an_append_that_is_not_told_was_not_made(root: Path) -> None:
+    log = log_in(root)
+    log.append(lines(0, 100), lambda end: None)
+    log.rotate(4096, keep=10)
+
+    def fail(end: int) -> None:
+        assert end == 20_000
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"):
+        log.append(lines(100, 200), fail)
+    assert whole(log) == lines(0, 100)
+    ends: list[int] = []
+    log.append(lines(100, 200), ends.append)
+    assert (whole(log), ends) == (lines(0, 200), [20_000])
+
+
 def test_a_hundred_megabytes_under_rotation_are_exact(root: Path) -> None:
     log = log_in(root)
     total = 1_000_000

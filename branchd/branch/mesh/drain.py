@@ -19,6 +19,7 @@ from branchd.branch.mesh.replicas import MARK
 from branchd.branch.operations import Operations, Progress
 from branchd.branch.records import InstanceRecord, Put, Remember, RemoveOutcome
 from branchd.branch.supervisor import Supervisor
+from branchd.branch.tasks import whole
 from branchd.core.access import Principal, Scope
 from branchd.core.errors import BranchdError, Conflict, NoRoute, Unavailable
 from branchd.core.peers import Address
@@ -165,7 +166,7 @@ class Draining:
     async def _move(self, supervisor: Supervisor) -> str:
         """The name of the branch that has it now."""
         key, request = supervisor.key, self._request(supervisor.record)
-        await self._mark_named(supervisor)
+        await whole(self._mark_named(supervisor))
         self._moves(key)
         offering = asyncio.ensure_future(self._offer(supervisor, request))
         try:
