@@ -6,9 +6,10 @@ goes on. What a difference consists of is decided in file_changes.py.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import structlog
@@ -26,7 +27,7 @@ from branchd.core.differences import Action as Act
 from branchd.core.differences import Item, Thing
 from branchd.core.errors import BranchdError, Conflict, Fault, Invalid, NotFound
 from branchd.core.file_apps import FileDefinitions
-from branchd.core.spec import Unusable, Wanted
+from branchd.core.spec import Spec, Unusable, Wanted
 from branchd.core.value import Value
 from branchd.core.values import Key
 from branchd.wire.resources import StepState
@@ -45,11 +46,19 @@ class Difference(Value):
     files: tuple[str, ...] = ()  #: that were read
 
 
+class _Compared(Struct):
+    """One app: what the files say of it, against what is here at that moment."""
+
+    change: AppChange
+    specs: dict[str, Spec] = field(default_factory=dict)  #: of its instances, as they would count; those that are valid
+
+
 class _Look(Struct):
-    """What the files said at one moment, against what is here then."""
+    """What the files said at one moment, against what is here then or, app by app, a little later."""
 
     found: FileDefinitions
     changes: dict[str, AppChange] = field(default_factory=dict)  #: by app, those without a change too
+    restarts: dict[str, set[str]] = field(default_factory=dict)  #: by app, names of instances
     faults: tuple[Fault, ...] = ()
 
 
@@ -147,8 +156,8 @@ class Files:
             difference = self._difference(look, apps)
             progress = Progress() if progress is None else progress
             progress.plan([item.label for item in difference.items])
-            by_app = {item.app: [one for one in difference.items if one.app == item.app] for item in difference.items}
-            made = (self._make(app, items, look.found, progress) for app, items in by_app.items())
+            by_app = groupby(difference.items, lambda item: item.app)
+            made = [self._make(app, list(items), look.found, progress) for app, items in by_app]
             for ended in await asyncio.gather(*made, return_exceptions=True):
                 if isinstance(ended, BaseException):
                     raise ended
@@ -166,17 +175,26 @@ class Files:
     # Looking
 
     async def _look(self, apps: Collection[str] | None = None) -> _Look:
-        """Reads the files. NotFound where one of `apps` is neither there nor here."""
+        """Reads the files. NotFound where one of `apps` is neither there nor here.
+
+        Of hundreds of apps that takes long, and the loop has others to serve: what looks at the files alone is done in
+        a thread, and between two apps that are compared all others have their turn.
+        """
         found = await self._read()
-        look = _Look(found, faults=faults(found, self._policies, self._definitions.own_account))
+        look = _Look(found)
+        look.faults = await asyncio.to_thread(faults, found, self._policies, self._definitions.own_account)
         if not look.faults:
-            look.changes = {app: self._compared(app, found) for app in self._names(found)}
+            specs: dict[Key, Spec] = {}
+            for app in self._names(found):
+                await asyncio.sleep(0)
+                if app in found.apps or self._definitions.source(app):  # else an update took it away meanwhile
+                    specs |= self._look_at(app, look)
+            for app in self._left.keys() - look.changes.keys():
+                del self._left[app]
             look.faults = (
                 *(fault for change in look.changes.values() for fault in change.faults),
-                *self._circles(look),
+                *self._circles(specs),
             )
-            removals = {app: tuple(item.label for item in one.removals) for app, one in look.changes.items()}
-            self._left = {app: labels for app, labels in removals.items() if labels}
         self.faults = look.faults
         if not look.faults:
             for app in apps or ():
@@ -184,40 +202,43 @@ class Files:
                     raise NotFound(f"no file defines app {app[:80]!r}", "branchctl reread tells what the files define")
         return look
 
+    def _look_at(self, app: str, look: _Look) -> dict[Key, Spec]:
+        """Adds the app to the look; the specs of its instances as they would be."""
+        compared = self._compared(app, look.found)
+        change = look.changes[app] = compared.change
+        look.restarts[app] = self._restarts(compared)
+        self._left.pop(app, None)
+        if labels := tuple(item.label for item in change.removals):
+            self._left[app] = labels
+        return {} if change.faults else {Key(app, name): spec for name, spec in compared.specs.items()}
+
     def _names(self, found: FileDefinitions) -> list[str]:
         return sorted({*found.apps, *self._definitions.from_files()})
 
-    def _compared(self, app: str, found: FileDefinitions) -> AppChange:
+    def _compared(self, app: str, found: FileDefinitions) -> _Compared:
         definitions = self._definitions
         here = {one.key.name: one.record for one in self._fleet.of(app)}
         present = Present(definitions.own_app(app), definitions.own_queues(app), here)
         if app not in found.apps:
-            return release(present, shared=definitions.shared(app) is not None)
-        change = compare(present, found.apps[app], self._fleet.world.wall())
-        return replace(change, faults=(*change.faults, *self._broken_by(change, found)))
-
-    def _broken_by(self, change: AppChange, found: FileDefinitions) -> Iterable[Fault]:
-        """What the API made of this app, and would be invalid by it."""
-        app, specs = self._after(change)
-        for name, raw in specs.items():
-            supervisor = self._fleet.find(Key(change.app, name))
-            if supervisor is None or supervisor.record.source or isinstance(supervisor.spec, Unusable):
-                continue
+            return _Compared(release(present, shared=definitions.shared(app) is not None))
+        compared = _Compared(compare(present, found.apps[app], self._fleet.world.wall()))
+        broken = [*compared.change.faults]
+        record, raws = self._after(compared.change)
+        for name, raw in raws.items():
             try:
-                self._definitions.effective(app, raw, authored=True)
+                compared.specs[name] = definitions.effective(record, raw, authored=True)
             except Invalid as invalid:
-                told = f"{supervisor.key}, which the API made, would be invalid: {invalid.faults[0].pointer}"
-                yield Fault(found.apps[change.app].place(), told, "delete it, or give it what the app no longer says")
+                supervisor = self._fleet.find(Key(app, name))
+                # What the API made of this app may be invalid by it; what is Unusable already is not its doing.
+                if supervisor and not supervisor.record.source and not isinstance(supervisor.spec, Unusable):
+                    told = f"{supervisor.key}, which the API made, would be invalid: {invalid.faults[0].pointer}"
+                    hint = "delete it, or give it what the app no longer says"
+                    broken.append(Fault(found.apps[app].place(), told, hint))
+        compared.change = replace(compared.change, faults=tuple(broken))
+        return compared
 
-    def _circles(self, look: _Look) -> Iterator[Fault]:
+    def _circles(self, specs: Mapping[Key, Spec]) -> Iterator[Fault]:
         """What would wait for itself: across all files, and what else is here."""
-        specs = {}
-        for app, change in look.changes.items():
-            if change.kind != "removed" and not change.faults:
-                record, raws = self._after(change)
-                for name, raw in raws.items():
-                    with suppress(Invalid):  # what the API made, and is Unusable already
-                        specs[Key(app, name)] = self._definitions.effective(record, raw, authored=True)
         try:
             self._fleet.order.check(specs)
         except Invalid as invalid:
@@ -241,7 +262,7 @@ class Files:
         for app, change in look.changes.items():
             if apps is not None and app not in apps:
                 continue
-            restarts = set() if change.kind == "removed" else self._restarts(change)
+            restarts = look.restarts[app]
             told = [replace(item, restart=item.thing is Thing.INSTANCE and item.name in restarts)
                     for item in change.items]  # fmt: skip
             alone = restarts - {item.name for item in change.items if item.thing is Thing.INSTANCE}
@@ -252,22 +273,19 @@ class Files:
         added, changed, removed = map(tuple, kinds.values())
         return Difference(added, changed, removed, tuple(items), files=look.found.files)
 
-    def _restarts(self, change: AppChange) -> set[str]:
+    def _restarts(self, compared: _Compared) -> set[str]:
         """Instances that run with something else than counts for them after the change.
 
-        Of those that the API made only such as this change makes outdated: the others are as somebody left them.
+        Of those that the API made only such as this change makes outdated: the others are as somebody left them. What
+        would be invalid is Unusable already, and not started again before somebody mends it.
         """
-        app, specs = self._after(change)
+        change = compared.change
+        taken = {item.name for item in change.items if item.action is Act.TAKE}
         found = set()
-        for name, raw in specs.items():
+        for name, spec in compared.specs.items():
             supervisor = self._fleet.find(Key(change.app, name))
             if supervisor is None or supervisor.spec.wanted is Wanted.DOWN:
                 continue
-            taken = {item.name for item in change.items if item.action is Act.TAKE}
-            try:
-                spec = self._definitions.effective(app, raw, authored=True)
-            except Invalid:
-                continue  # it is Unusable already, and not started again before somebody mends it
             if supervisor.outdated(spec) and (supervisor.record.source or name in taken or not supervisor.outdated()):
                 found.add(name)
         return found
@@ -288,11 +306,11 @@ class Files:
 
     async def _define(self, app: str, found: FileDefinitions, *, removing: bool = True) -> None:
         """As it stands now: nobody else changed it since. Returns when what goes is gone. Invalid."""
-        for key in self._compared(app, found).awaited:
+        for key in self._compared(app, found).change.awaited:
             await self._gone(key)
         with ExitStack() as stack:
             async with self._fleet.lock(app):
-                change = self._compared(app, found)
+                change = self._compared(app, found).change
                 if change.faults:
                     raise Invalid(list(change.faults))
                 if not removing:

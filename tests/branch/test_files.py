@@ -1,11 +1,14 @@
 """Definitions in files: what they change here, whose they are, and what is never done for them."""
 
 import asyncio
+import threading
 from contextlib import asynccontextmanager
 
 import pytest
 from msgspec.structs import replace
 
+from branchd.branch import files
+from branchd.branch.file_definitions import faults
 from branchd.branch.layers import Layers, app_entry
 from branchd.branch.records import AppRecord
 from branchd.core.differences import Action, Thing
@@ -502,3 +505,53 @@ async def test_an_update_that_is_cancelled_while_it_commits_leaves_here_what_is_
     assert (await cancelling).state is OperationState.CANCELLED
     assert [app.name for app in house.store.load().apps] == [app.name for app in service.apps.list()] == ["shop"]
     assert [one.key.name for one in house.store.load().instances] == [one.name for one in service.instances.list()]
+
+
+async def test_of_many_files_the_loop_is_left_to_others_between_two_apps(begin, disk, monkeypatch):
+    for number in range(30):
+        disk.app(f"app{number}", instances={"one": {}})
+    service = await begin()
+    threads = []
+
+    def watched(*given):
+        threads.append(threading.current_thread())
+        return faults(*given)
+
+    monkeypatch.setattr(files, "faults", watched)
+    turns = 0
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(others())
+    read = disk.read
+
+    async def begins():
+        nonlocal turns
+        turns = 0
+        return await read()
+
+    monkeypatch.setattr(service.files, "_read", begins)
+    assert (await service.files.reread()).items == ()
+    beside.cancel()
+    assert turns >= 30
+    assert threading.main_thread() not in threads
+
+
+async def test_a_look_at_the_files_survives_an_update_that_takes_apps_away_meanwhile(begin, disk):
+    for number in range(30):
+        disk.app(f"app{number}", instances={"one": {"wanted": "down"}})
+    service = await begin()
+    disk.apps.clear()
+    looks = [asyncio.create_task(service.files.reread()) for _ in range(20)]
+    update = asyncio.create_task(service.files.update())
+    while not update.done():
+        looks.append(asyncio.create_task(service.files.reread()))
+        await asyncio.sleep(0)
+    assert len((await update).removed) == 30
+    for look in await asyncio.gather(*looks):
+        assert look.added == look.changed == look.faults == ()
+    assert (await service.files.reread()).items == service.files.left == ()

@@ -4,6 +4,7 @@ That is `reread` and `update` of branchctl in supervisord's smaller steps; the d
 left to the API.
 """
 
+import asyncio
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from branchd.api.door.faults import Fault, RpcError, told
 from branchd.api.door.states import path
 from branchd.api.door.table import GROUP, Door, Methods
+from branchd.api.door.xml import Written, written
 from branchd.core.access import Scope
 from branchd.core.errors import BranchdError, Conflict, NotFound
 from branchd.core.spec import Kind, Spec, Stderr, Wanted, size_in_bytes
@@ -68,7 +70,7 @@ async def remove_process_group(door: Door, name: str) -> bool:
 
 
 @method("supervisor.getAllConfigInfo", scope=Scope.READ, returns="array")
-async def get_all_config_info(door: Door) -> list[dict[str, Any]]:
+async def get_all_config_info(door: Door) -> Written:
     """What every process is to be: those that are here, and those of files that are not taken up yet."""
     here = {(one.app, one.name): dict(one.effective) for one in door.service.instances.list()}
     found = await door.service.files.defined()
@@ -78,9 +80,13 @@ async def get_all_config_info(door: Door) -> list[dict[str, Any]]:
         for name, own in app.instances.items()
         if (app.name, name) not in here
     }
-    infos = [_info(door, key, spec, inuse=True) for key, spec in here.items()]
-    infos += [_info(door, key, spec, inuse=False) for key, spec in there.items()]
-    return sorted(infos, key=lambda info: (info["name"], info["group"]))
+
+    def told_of() -> Written:
+        infos = [_info(door, key, spec, inuse=True) for key, spec in here.items()]
+        infos += [_info(door, key, spec, inuse=False) for key, spec in there.items()]
+        return written(sorted(infos, key=lambda info: (info["name"], info["group"])))
+
+    return await asyncio.to_thread(told_of)  # of hundreds it takes long, and is 2.5 kB of each
 
 
 def _info(door: Door, key: tuple[str, str], given: Mapping[str, Any], *, inuse: bool) -> dict[str, Any]:
