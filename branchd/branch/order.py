@@ -66,12 +66,15 @@ class Order:
 
     def check(self, specs: Mapping[Key, Spec]) -> None:
         """Invalid where one would wait for itself if these were as given, beside all others as they are."""
+        given: dict[str, list[Key]] = {}
+        for key in specs:
+            given.setdefault(key.app, []).append(key)
 
         def needs(key: Key) -> Sequence[Dependency]:
             return dependencies(key.app, specs[key].depends_on) if key in specs else self._needs(key)
 
         def of(app: str) -> Iterable[Key]:
-            return {*(one.key for one in self._of(app)), *(key for key in specs if key.app == app)}
+            return {*(one.key for one in self._of(app)), *given.get(app, ())}
 
         for key in specs:
             if specs[key].depends_on and (way := circle(key, needs, of)):
