@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from typing import NoReturn
 
+from branchd.adapters.held_signals import HELD, hold_signals
 from branchd.core.errors import Fatal
 from branchd.core.value import Value
 
@@ -22,9 +23,6 @@ INHERITED = "BRANCHD_INHERITED"
 
 #: the first descriptor of LISTEN_FDS, as sd_listen_fds(3) has it
 FIRST = 3
-
-#: held back while nobody is there to handle them: they come to the next image, and would end it before that
-HELD = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
 
 #: of a command line: what is said once, and not to the next image
 ONCE = frozenset({"--new-id", "--same-machine"})
@@ -112,16 +110,6 @@ async def rehearse(*arguments: str) -> None:
             await child.wait()
     if child.returncode:
         raise Fatal(_last(words.decode(errors="replace")) or f"it ended with {child.returncode}")
-
-
-def hold_signals() -> None:
-    """From here to let_signals() of the next image: what comes waits. No child may be started between."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
-
-
-def let_signals() -> None:
-    """Once they are handled."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
 
 
 def told_to_end(seconds: float) -> bool:

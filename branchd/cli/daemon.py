@@ -8,7 +8,6 @@ a web server, and `--help` for nothing at all.
 
 import gc
 import os
-import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -63,10 +62,13 @@ def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: P
     """Run the daemon until it is told to stop."""
     if new_id and same_machine:
         raise click.UsageError("--new-id and --same-machine are two answers to one question")
-    # Until it is handled: a reload that is asked for this early would end the daemon.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    from branchd.adapters.held_signals import held_at_start
+
+    if rehearse is None:
+        # Till they are handled: one that comes this early would end the daemon, and leave what it is to adopt as it is.
+        context.with_resource(held_at_start())
     gc.disable()  # a start makes little but what stays; when it is ready compose.py has it collected again
-    from branchd.adapters.handover import Handover, let_signals, receive
+    from branchd.adapters.handover import Handover, receive
     from branchd.branch.identity import Answer
     from branchd.cli import refusal
     from branchd.cli.compose import run as run_daemon
@@ -93,8 +95,6 @@ def run(context: click.Context, /, new_id: bool, same_machine: bool, rehearse: P
     except Exception:
         persist(handover, traceback.format_exc())
         raise
-    finally:
-        let_signals()
     context.exit(code)
 
 

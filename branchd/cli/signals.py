@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from branchd.adapters.handover import hold_signals, let_signals
+from branchd.adapters.held_signals import hold_signals, let_signals
 from branchd.branch.ending import Ending, Endings
 
 #: of the loop, till what came before a signal was held back has been handled: its byte is read, then its handler called

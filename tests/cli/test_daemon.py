@@ -1,6 +1,7 @@
 """`branchd check` and what `branchd run` refuses before it begins."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from branchd.adapters.held_signals import HELD
 from branchd.cli import places, refusal
 from branchd.cli.daemon import main
 
@@ -176,3 +178,8 @@ def test_a_refusal_with_a_path_that_is_not_utf8_is_left_all_the_same(tmp_path: P
     left = refusal.find(tmp_path / "run")
     assert left is not None
     assert "caf\\xe9" in left.detail
+
+
+def test_a_start_that_is_refused_leaves_no_signal_held() -> None:
+    assert CliRunner().invoke(main, ["run"], env={"BRANCHD_STATE": "/proc/x"}).exit_code == 1
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & HELD
