@@ -29,6 +29,28 @@ MOST_REST = 256 << 10
 #: errno of a connection that failed for want of something of the machine's or the daemon's
 OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
+#: where clouds serve a machine's credentials, or the settings that hold them, besides link-local addresses
+METADATA = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "fd00:ec2::/32",  # Amazon
+        "fd20:ce::254",  # Google
+        "168.63.129.16",  # Azure
+        "192.0.0.192", "fd00:c1::a9fe:a9fe",  # Oracle
+        "100.100.100.200",  # Alibaba
+        "fd00:42::42",  # Scaleway
+    )
+)  # fmt: skip
+
+#: addresses whose last 32 bits are those of IPv4 that they lead to: compatible, mapped, and translated (RFC 4291, 7915,
+#: 6052, 8215)
+LEADING_TO_IPV4 = tuple(
+    map(
+        ipaddress.IPv6Network,
+        ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48"),
+    )
+)
+
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: .*)?\r?\n")
 
 
@@ -41,12 +63,13 @@ async def dial(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """To the first of the host's addresses that takes it; an empty host is loopback. Failed, Unavailable.
 
-    Link-local addresses are refused: clouds serve a machine's credentials there.
+    Where clouds serve a machine's credentials is refused, however it is written and whatever name leads there: what is
+    looked at is the address that is connected to.
     """
     reason = ""
     for address in await _addresses(host, port):
-        if _link_local(address):
-            raise Failed(f"{host} is a link-local address, which is not asked")
+        if _guarded(address):
+            raise Failed(f"{host} is where clouds serve a machine's credentials, and is not asked")
         try:
             name = host if tls is not None else None
             return await asyncio.open_connection(address, port, ssl=tls, server_hostname=name, limit=LINE)
@@ -127,11 +150,14 @@ async def _addresses(host: str, port: int) -> list[str]:
     return [str(entry[4][0]) for entry in found]
 
 
-def _link_local(address: str) -> bool:
+def _guarded(address: str) -> bool:
     found = ipaddress.ip_address(address)
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    return found.is_link_local
+    if isinstance(found, ipaddress.IPv6Address):
+        if any(found in network for network in LEADING_TO_IPV4):
+            found = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
+        else:
+            found = found.sixtofour or found
+    return found.is_link_local or any(found in network for network in METADATA)
 
 
 def _words(error: OSError) -> str:

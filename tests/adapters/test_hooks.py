@@ -118,7 +118,7 @@ async def test_a_certificate_that_is_not_trusted_is_told_nothing(receiver: Recei
     assert to.requests == []
 
 
-async def test_link_local_addresses_are_told_nothing(processes: LinuxProcesses) -> None:
+async def test_where_clouds_serve_credentials_nothing_is_told(processes: LinuxProcesses) -> None:
     reason = await LocalTeller(Errands(processes)).tell(Hook(url="http://169.254.169.254/"), None, EVENT, 10)
     assert reason is not None
-    assert "link-local" in reason
+    assert "clouds" in reason

@@ -1,6 +1,7 @@
 """Probes of real servers on loopback and by real programs; the conformance suite for them and for the fake."""
 
 import asyncio
+import errno
 import os
 import resource
 import socket
@@ -18,6 +19,7 @@ from aiohttp.test_utils import TestServer
 from msgspec.structs import replace
 
 from branchd.adapters import dialing, errands
+from branchd.adapters.dialing import Failed, dial
 from branchd.adapters.errands import Errands
 from branchd.adapters.probes import LocalProber
 from branchd.adapters.process import LinuxProcesses
@@ -207,21 +209,76 @@ async def test_https_is_asked_whatever_its_certificate(prober: LocalProber, tmp_
 # addresses
 
 
-@pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]"])
-async def test_link_local_addresses_are_not_asked(prober: LocalProber, host: str) -> None:
-    for probe in (Probe(http=f"http://{host}/"), Probe(tcp=f"{host}:80")):
-        reason = await ask(prober, probe)
-        assert reason is not None
-        assert "link-local" in reason
+#: where clouds serve credentials, as addresses
+GUARDED = (
+    "169.254.169.254", "169.254.170.2", "168.63.129.16", "192.0.0.192", "100.100.100.200",
+    "fe80::1", "fe80::a9fe:a9fe", "fe80::1%lo", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:c1::a9fe:a9fe",
+    "fd00:42::42", "::ffff:169.254.169.254", "::ffff:a9fe:a9fe", "::ffff:100.100.100.200", "::169.254.169.254",
+    "::ffff:0:169.254.169.254", "64:ff9b::169.254.169.254", "64:ff9b:1::169.254.169.254", "2002:a9fe:a9fe::1",
+)  # fmt: skip
+
+#: the same as libraries read what is no address: decimal, hexadecimal, octal, with fewer parts, in other digits
+DISGUISED = (
+    "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518", "169.16689662", "①69.254.169.254",
+)  # fmt: skip
 
 
-async def test_nor_are_those_that_a_name_leads_to(prober: LocalProber, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def dialed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that a connection was begun to; none is made."""
+    found: list[str] = []
+
+    async def connect(address: str, *_: object, **__: object) -> None:
+        found.append(address)
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "")
+
+    monkeypatch.setattr(asyncio, "open_connection", connect)
+    return found
+
+
+@pytest.mark.parametrize("address", [*GUARDED, *DISGUISED])
+async def test_where_clouds_serve_credentials_is_not_asked(address: str, dialed: list[str]) -> None:
+    for host in (address, f"[{address}]") if ":" in address else (address,):
+        with pytest.raises(Failed, match="is where clouds serve a machine's credentials, and is not asked"):
+            await dial(host, 80)
+    assert dialed == []
+
+
+@pytest.mark.parametrize("address", GUARDED)
+async def test_nor_is_it_where_a_name_leads_there(
+    address: str, prober: LocalProber, dialed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def lookup(*_: object, **__: object) -> list[object]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 80))]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80))]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
-    reason = await ask(prober, Probe(http="http://innocent.example/"))
-    assert reason == "innocent.example is a link-local address, which is not asked"
+    for probe in (Probe(http="http://innocent.example/"), Probe(tcp="innocent.example:80")):
+        reason = await ask(prober, probe)
+        assert reason == "innocent.example is where clouds serve a machine's credentials, and is not asked"
+    assert dialed == []
+
+
+async def test_the_address_that_was_looked_at_is_the_one_that_is_connected_to(
+    dialed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [["192.0.2.7"], ["169.254.169.254"]]
+
+    async def lookup(*_: object, **__: object) -> list[object]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 80)) for one in answers.pop(0)]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
+    with pytest.raises(Failed, match="refused"):
+        await dial("changing.example", 80)
+    assert dialed == ["192.0.2.7"]
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "::1", "10.0.0.1", "100.100.100.100", "fd00::1", "64:ff9b::a00:1", "::ffff:7f00:1"]
+)
+async def test_all_else_is_asked(address: str, dialed: list[str]) -> None:
+    with pytest.raises(Failed, match="refused"):
+        await dial(address, 80)
+    assert dialed == [address]
 
 
 async def test_a_name_that_nobody_knows_is_a_failure(prober: LocalProber) -> None:
