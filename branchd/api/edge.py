@@ -54,7 +54,7 @@ class Edge:
         _check_scope(principal, route)
         _check_names(request.match_info)
         _check_preconditions(request, route)
-        values = parameters.read(route.query, request.query)
+        values = parameters.read(route.query, request.query, parameters.bare(request.rel_url.raw_query_string))
         value = await body.read(request, route, self._house.settings.body_limit)
         call = Call(self._house, route, request, principal, request.match_info, values, value)
         response = await forwarded(call)

@@ -175,8 +175,8 @@ async def _asked(
 
 
 def _target(request: web.Request) -> str:
-    """Its path and query, without the wait."""
-    query = urlencode([(name, value) for name, value in request.rel_url.query.items() if name != WAIT.name])
+    """Its path and query, without the wait. What has no value has passed as a flag that stands alone."""
+    query = urlencode([(name, value or "1") for name, value in request.rel_url.query.items() if name != WAIT.name])
     return request.rel_url.raw_path + (f"?{query}" if query else "")
 
 

@@ -5,10 +5,11 @@ A form tells how a text becomes a value, and the JSON schema of the text. What a
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
+from urllib.parse import unquote_plus
 
 from multidict import MultiMapping
 
@@ -115,17 +116,27 @@ def moment() -> Form[float]:
 
 
 def _flag(given: str) -> bool:
-    if given not in {"", "0", "1", "true", "false"}:
+    if given not in {"0", "1", "true", "false"}:
         raise Unfit(f"{given[:40]!r} is not a yes or no", "1 or 0")
-    return given in {"", "1", "true"}
+    return given in {"1", "true"}
 
 
-#: `?follow` alone means yes
-FLAG: Form[bool] = Form(_flag, {"type": "string", "enum": ["", "0", "1", "true", "false"]})
+#: `?follow` alone means yes; `?follow=` means nothing
+FLAG: Form[bool] = Form(_flag, {"type": "string", "enum": ["0", "1", "true", "false"]})
 
 
-def read(parameters: Mapping[str, Parameter[Any]], query: MultiMapping[str]) -> dict[str, Any]:
-    """Each parameter's value. Invalid with every fault: unknown names, bad values, what stands twice."""
+def bare(query: str) -> frozenset[str]:
+    """The names in a query that have no value, not even an empty one."""
+    return frozenset(unquote_plus(part) for part in query.split("&") if "=" not in part)
+
+
+def read(
+    parameters: Mapping[str, Parameter[Any]], query: MultiMapping[str], alone: Collection[str] = ()
+) -> dict[str, Any]:
+    """Each parameter's value. Invalid with every fault: unknown names, bad values, what stands twice.
+
+    `alone`: the names that have no value, of which the query cannot tell them from those with an empty one.
+    """
     faults: list[Fault] = []
     values = {name: parameter.default for name, parameter in parameters.items()}
     for name in dict.fromkeys(query):
@@ -135,6 +146,8 @@ def read(parameters: Mapping[str, Parameter[Any]], query: MultiMapping[str]) -> 
             faults.append(Fault(pointer, "unknown query parameter", "one of " + ", ".join(sorted(parameters))))
             continue
         parameter = parameters[name]
+        if parameter.form is FLAG and name in alone:
+            given = [one or "1" for one in given]
         if len(given) > 1 and not parameter.repeatable:
             faults.append(Fault(pointer, "stands twice"))
             continue

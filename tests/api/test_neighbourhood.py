@@ -267,3 +267,10 @@ async def test_what_keeps_a_placement_is_told(
     monkeypatch.setattr(town["a"].mesh, "create", create)
     answer = await town["a"].api("POST", NEW, {})
     assert (answer.status, answer.slug, answer.json.get("outcome")) == (status, slug, outcome)
+
+
+async def test_a_flag_without_a_value_is_carried_as_one(town: Neighbourhood) -> None:
+    asked = f"{WEB}/logs?grep=x&ignore_case"
+    assert (await town["b"].api("GET", asked)).status == 200
+    assert way(await town["a"].api("GET", asked)) == (200, "b", "a")
+    assert (await town["a"].api("GET", f"{asked}=")).pointers == ["?ignore_case"]

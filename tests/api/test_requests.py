@@ -410,3 +410,9 @@ async def test_a_store_that_takes_nothing_is_told_and_nothing_is_lost(shop: Api,
     house.store.full = False
     assert (await shop("GET", "/v1/apps/blog")).slug == "not-found"
     assert (await shop("GET", "/v1/apps/shop")).status == 200
+
+
+async def test_a_flag_with_an_empty_value_is_refused_and_one_without_a_value_is_taken(api: Api) -> None:
+    refused = await api("GET", "/v1/instances?local=")
+    assert (refused.status, refused.slug, refused.pointers) == (422, "invalid", ["?local"])
+    assert (await api("GET", "/v1/instances?local")).status == 200
