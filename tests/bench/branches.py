@@ -157,7 +157,8 @@ class Bare:
         if not await self._bus.send(inbox(to), json.dumps(message).encode()):
             raise RuntimeError(f"{to} is not there")
 
-    def _take(self, _: str, body: bytes) -> None:
+    def _take(self, _: str, body: bytes | None) -> None:
+        assert body is not None  # none of ours is so long
         message = json.loads(body)
         if "to" in message:
             self._waiting.pop(message["to"]).set_result(message)
