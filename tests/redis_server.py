@@ -22,7 +22,7 @@ def redis_server() -> Iterator[str]:
     arguments = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
     with subprocess.Popen([program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:
         try:
-            until_sync(lambda: _answers(port), 20, "Redis starts")
+            until_sync(lambda: _answers(port), 60, "Redis starts")
             yield f"redis://127.0.0.1:{port}/0"
         finally:
             server.terminate()

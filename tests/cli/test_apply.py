@@ -226,7 +226,7 @@ def test_programs_get_json(control: Control, file: Path) -> None:
 def test_an_app_with_replicas_is_pruned_with_them(control: Control, file: Path) -> None:
     file.write_text('[apps.many]\nkind = "command"\ncommand = ["sleep", "1000"]\nreplicas = 2\n')
     control("apply", str(file))
-    until_sync(lambda: len(pids(control)) == 2, 20, "two replicas to run")
+    until_sync(lambda: len(pids(control)) == 2, 60, "two replicas to run")
     file.write_text("[apps]\n")
     assert "app many: deleted" in control("apply", str(file), "--prune").stdout
     assert not pids(control)

@@ -68,7 +68,7 @@ def test_what_cannot_be_read_is_told_in_words(
 def test_several_are_followed_at_once(shop: RunningDaemon, tmp_path: Path) -> None:
     follower = Follower(tmp_path, "--url", shop.url, "logs", "-f", "--stderr", "shop:web-*")
     try:
-        until_sync(lambda: follower.out.count("to stderr") == 2, 20, "both")
+        until_sync(lambda: follower.out.count("to stderr") == 2, 60, "both")
         assert {line.split(" | ")[0] for line in follower.out.splitlines()} == {"shop:web-1", "shop:web-2"}
     finally:
         follower.end()

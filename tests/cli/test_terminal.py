@@ -29,13 +29,13 @@ class Terminal:
         self.shown = ""
 
     def read_until(self, words: str) -> None:
-        until_sync(lambda: words in self._read(), 20, f"{words} is shown")
+        until_sync(lambda: words in self._read(), 60, f"{words} is shown")
 
     def type(self, text: str) -> None:
         os.write(self._reading, text.encode())
 
     def end(self) -> int:
-        until_sync(lambda: self._read() and self.process.poll() is not None, 20, "it ends")
+        until_sync(lambda: self._read() and self.process.poll() is not None, 60, "it ends")
         self._read()
         os.close(self._reading)
         return self.process.returncode
@@ -119,7 +119,7 @@ def test_a_reader_that_goes_away_ends_it_without_words(url: str) -> None:
     process.stdout.close()
     assert process.stderr is not None
     assert process.stderr.read() == b""
-    assert process.wait(20) == 1
+    assert process.wait(60) == 1
     process.stderr.close()
 
 

@@ -65,7 +65,7 @@ class Programs:
                     os.kill(pid, signal.SIGKILL)
             return not left
 
-        until_sync(gone, 20, "the tests' programs to end")
+        until_sync(gone, 60, "the tests' programs to end")
 
 
 def _arguments(pid: str) -> list[str]:

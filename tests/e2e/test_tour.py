@@ -47,7 +47,12 @@ class Demo:
         return self.process.wait(PATIENCE)
 
     def leaves(self) -> list[str]:
-        """Files and processes."""
+        """Files and processes. What was killed has a moment to be gone."""
+        with suppress(AssertionError):
+            until_sync(lambda: not self._left(), 10)
+        return self._left()
+
+    def _left(self) -> list[str]:
         return [str(path) for path in self.folder.iterdir()] + [
             f"process {pid}: {_arguments(pid)}" for pid in processes_of(self.folder)
         ]

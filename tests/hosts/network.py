@@ -65,7 +65,7 @@ class Namespace:
             return not left
 
         try:
-            until_sync(empty, 20, "the processes of a namespace to end")
+            until_sync(empty, 60, "the processes of a namespace to end")
         finally:
             self._holder.kill()
             self._holder.communicate()
