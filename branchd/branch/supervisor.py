@@ -240,11 +240,9 @@ class Supervisor:
                 "a start ends them all and begins anew"
             )
             log.error("ambiguous adoption", instance=str(self.key))
-        elif machine.alive or self.lost:
-            identity = run.identity or found
+        elif (machine.alive or self.lost) and (identity := run.identity or found) is not None:
             on_exit = self._exit_of(machine.run)
-            adopt, limits = self._world.processes.adopt, self.spec.limits
-            process = adopt(self.key, run.nonce, identity, limits, on_exit) if identity else None
+            process = self._world.processes.adopt(self.key, run.nonce, identity, self.spec.limits, on_exit)
             if process is not None:
                 self._post(Event(Symbol.ADOPTED))  # first: a process that is not known to be alive cannot be ready
                 self._recording.found(process.identity)
