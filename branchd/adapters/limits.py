@@ -29,6 +29,8 @@ def of_tree(limits: Limits) -> Mapping[str, str]:
     """Files of a cgroup and what is written to them, those of limits that are not asked for too."""
     return {
         "memory.max": "max" if limits.memory is None else str(size_in_bytes(limits.memory)),
+        # else it would go on in the machine's swap, slowly and without end
+        "memory.swap.max": "max" if limits.memory is None else "0",
         "cpu.max": f"{'max' if limits.cpu is None else max(int(limits.cpu * CPU_PERIOD), 1000)} {CPU_PERIOD}",
         "pids.max": "max" if limits.tasks is None else str(limits.tasks),
     }

@@ -182,7 +182,10 @@ def test_limits_are_written_where_their_controller_is_on_and_figures_read(tmp_pa
 
 def test_shares_of_cpu_time_are_those_of_the_kernel() -> None:
     asked = Limits(cpu=1.5, tasks=20)
-    assert limits.of_tree(asked) == {"memory.max": "max", "cpu.max": "150000 100000", "pids.max": "20"}
+    assert limits.of_tree(asked) == {
+        "memory.max": "max", "memory.swap.max": "max", "cpu.max": "150000 100000", "pids.max": "20"
+    }  # fmt: skip
+    assert limits.of_tree(Limits(memory="1MiB"))["memory.swap.max"] == "0"
     assert limits.controllers(asked) == {"cpu", "pids"}
 
 
