@@ -9,12 +9,13 @@ ARGS ?=
 #: the brokers are started by the tests themselves, on loopback
 PACKAGES := adduser curl dbus iproute2 openssl python3-venv rabbitmq-server redis-server systemd util-linux
 
-.PHONY: help demo test faults soak sim check lint types rooms docs bench deb lock clean
+.PHONY: help demo test faults soak vm sim check lint types rooms docs bench deb lock clean
 
 help:
 	@echo "make demo [ARGS=--exit]   a tour on this machine, without a server"
 	@echo "make test [ARGS=...]      the tests (pytest's arguments in ARGS)"
 	@echo "make faults | soak        the long tests"
+	@echo "make vm                   limits, on a kernel that has them: user-mode Linux"
 	@echo "make sim                  presence and placement for 10 to 10,000 simulated branches, as tables"
 	@echo "make check                ruff, mypy, the rooms' import contracts, the documentation"
 	@echo "make docs                 the documentation alone, into docs/_build/html"
@@ -26,10 +27,14 @@ demo: .venv/.demo
 	$(BIN)/branchd demo $(ARGS)
 
 test: .venv/.dev .venv/.packages
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not faults and not soak" $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not faults and not soak and not vm" $(ARGS)
 
 faults soak: .venv/.dev .venv/.packages
 	$(BIN)/pytest -m $@ $(ARGS)
+
+vm: .venv/.dev deb
+	sh .ci/packages e2fsprogs mmdebstrap user-mode-linux
+	$(BIN)/pytest -m vm $(ARGS) tests/vm
 
 sim: .venv/.dev
 	$(BIN)/python -m tests.simulation $(ARGS)
