@@ -15,7 +15,7 @@ from branchd.core.errors import Conflict, Unavailable
 from tests.waiting import until
 
 #: seconds for what should happen at once
-SOON = 20.0
+SOON = 60.0
 
 #: ids of three branches
 ONE, TWO, THREE = (digit * 32 for digit in "123")
