@@ -92,9 +92,12 @@ async def test_when_it_is_killed_in_the_middle_what_is_not_known_does_not_run(ma
             for key, nonce in zip(keys, nonces, strict=True)
         ]
         await asyncio.wait([starts[turn]])
-        assert machine.processes.spawner is not None
-        os.kill(machine.processes.spawner, signal.SIGKILL)
+        helper = machine.processes.spawner
+        assert helper is not None
+        os.kill(helper, signal.SIGKILL)
         ended = await asyncio.gather(*starts, return_exceptions=True)
+        # Where all had begun by then, nobody has asked it since: the next one to do so would be told that it is lost.
+        await until(lambda helper=helper: machine.processes.spawner != helper, what="its end to be noticed")
         for nonce, result in zip(nonces, ended, strict=True):
             if isinstance(result, LinuxProcess):
                 assert not gone(result.identity)
