@@ -82,7 +82,8 @@ def _json(value: Mapping[str, Any]) -> str:
 def _run_to_row(run: RunRecord) -> Row:
     machine = run.machine
     process = (run.identity.boot, run.identity.pid, run.identity.started) if run.identity else (None, None, None)
-    last_exit = (True, run.last_exit.code, run.last_exit.signal) if run.last_exit else (False, None, None)
+    last = run.last_exit
+    last_exit = (False, None, None, "") if last is None else (True, last.code, last.signal, last.why)
     return (
         *(run.key.app, run.key.name),
         *(machine.state, machine.wanted, machine.run, machine.alive, machine.held, json.dumps(machine.crashes)),
@@ -95,7 +96,7 @@ def _run_to_row(run: RunRecord) -> Row:
 def _run_from_row(row: Row) -> RunRecord:
     app, name, state, wanted, number, alive, held, crashes, restarts, step, deadline, reason, blamed, *rest = row
     boot, nonce, intent, process_boot, pid, started, started_at, observed_generation, launched, *rest = rest
-    ended, code, signal, last_exit_at, last_words = rest
+    ended, code, signal, why, last_exit_at, last_words = rest
     machine = Machine(
         state=State(state),
         wanted=Wanted(wanted),
@@ -119,7 +120,7 @@ def _run_from_row(row: Row) -> RunRecord:
         started_at=started_at,
         observed_generation=observed_generation,
         launched=launched,
-        last_exit=Exit(code, signal) if ended else None,
+        last_exit=Exit(code, signal, why) if ended else None,
         last_exit_at=last_exit_at,
         last_words=tuple(json.loads(last_words)),
     )
@@ -210,8 +211,8 @@ RUNS: Table[RunRecord] = Table(
     values=(
         *("state", "wanted", "run", "alive", "held", "crashes", "restarts", "step", "deadline", "reason", "blamed"),
         *("boot", "nonce", "intent", "process_boot", "process_pid", "process_started"),
-        *("started_at", "observed_generation", "launched", "ended", "exit_code", "exit_signal", "last_exit_at"),
-        "last_words",
+        *("started_at", "observed_generation", "launched", "ended", "exit_code", "exit_signal", "exit_why"),
+        *("last_exit_at", "last_words"),
     ),
     to_row=_run_to_row,
     from_row=_run_from_row,

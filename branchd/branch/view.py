@@ -102,7 +102,7 @@ def _last_exit(run: RunRecord) -> LastExit | None:
         return None
     number = run.last_exit.signal
     name = None if number is None else _SIGNAL_NAMES.get(number, str(number))
-    return LastExit(run.last_exit.code, name, timestamp(run.last_exit_at))
+    return LastExit(run.last_exit.code, name, run.last_exit.why, timestamp(run.last_exit_at))
 
 
 def render_event(event: EventRecord) -> Event:

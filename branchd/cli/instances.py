@@ -234,5 +234,5 @@ def _description(instance: Object) -> list[str]:
 
 def _ending(last: Object) -> str:
     if last["signal"] is not None:
-        return f"killed by {last['signal']}"
+        return f"killed by {last['signal']}" + (f": {last['why']}" if last["why"] else "")
     return "exit status unknown" if last["code"] is None else f"exit code {last['code']}"

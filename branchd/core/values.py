@@ -37,7 +37,7 @@ class Exit(Value):
 
     code: int | None = None
     signal: int | None = None
-    why: str = ""  #: who sent the signal, where that is known; not kept on disk
+    why: str = ""  #: who sent the signal, where that is known
 
     @property
     def known(self) -> bool:

@@ -45,6 +45,7 @@ class LastExit(Value):
 
     code: int | None
     signal: str | None
+    why: str  #: who sent the signal, where that is known
     at: str
 
 

@@ -78,7 +78,7 @@ _machine = st.builds(
     reason=_text,
     blamed=st.booleans(),
 )
-_exit = st.none() | st.builds(Exit, code=_int) | st.builds(Exit, signal=_int) | st.just(Exit())
+_exit = st.none() | st.builds(Exit, code=_int) | st.builds(Exit, signal=_int, why=_text) | st.just(Exit())
 _apps = st.builds(AppRecord, _text, _raw, _int, _float, source=_text)
 _queue = st.builds(QueueDeclaration, _text, st.none() | _text, _text, st.none() | _text, _raw)
 _placed = st.none() | st.builds(Placed, _text, _text, st.booleans(), _float)

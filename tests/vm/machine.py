@@ -121,10 +121,8 @@ class Machine:
 
     def tried(self, command: str) -> tuple[int, str]:
         """Its status and what it says."""
-        assert self._line is not None
-        self._line.write(json.dumps(command).encode() + b"\n")
-        self._line.flush()
-        status, output = json.loads(self._line.readline())
+        line = self._asked(command)
+        status, output = json.loads(line.readline())
         return status, output
 
     def power_cut(self) -> None:
@@ -134,9 +132,14 @@ class Machine:
 
     def power_off(self) -> None:
         """As `poweroff` does, to the end."""
-        assert self._linux is not None
-        self.run("systemctl --no-block poweroff")
+        self._asked("systemctl poweroff")  # who would answer ends too
         self._off()
+
+    def _asked(self, command: str) -> BinaryIO:
+        assert self._line is not None
+        self._line.write(json.dumps(command).encode() + b"\n")
+        self._line.flush()
+        return self._line
 
     def _off(self) -> None:
         assert self._linux is not None

@@ -98,7 +98,9 @@ def test_beyond_its_memory_the_kernel_kills_and_the_daemon_says_so(vm: Machine) 
     vm.tried("branchctl start --no-wait t:hog")
     why = "killed by SIGKILL: its limit of memory is reached"
     until_sync(lambda: instances(vm)["hog"]["status"]["state"] == "FATAL", 120, "given up")
-    assert f"{why}; 2 times within 300 s" in vm.tried("branchctl show t:hog")[1]
+    shown = vm.tried("branchctl show t:hog")[1]
+    assert f"{why}; 2 times within 300 s" in shown
+    assert f"{why} at " in shown  # its last exit
     assert vm.run("branchctl events").count(f"exit={why}") == 2
     assert pids(vm) == before
     vm.run("branchctl stop t:hog")

@@ -87,6 +87,7 @@ CREATE TABLE runs (
     ended INTEGER NOT NULL,
     exit_code INTEGER,
     exit_signal INTEGER,
+    exit_why TEXT NOT NULL,
     last_exit_at REAL,
     last_words TEXT NOT NULL,
     PRIMARY KEY (app, instance),
