@@ -20,13 +20,10 @@ from branchd.core.spec import Limits
 from branchd.core.values import Exit, Key, Launch
 from tests.adapters.conformance_process import KEY, Exits
 from tests.adapters.test_process import PATH, Machine, gone, machine
+from tests.signal_masks import OF_LIBC
 from tests.waiting import until
 
 __all__ = ["machine"]  # a fixture
-
-
-#: signals 32 and 33, which glibc keeps to itself: nobody can reset what such a run was started with
-OF_LIBC = 0b11 << 31
 
 
 async def status(machine: Machine, launch: Launch) -> dict[str, str]:

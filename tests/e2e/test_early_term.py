@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.e2e.branch import RunningBranch, alive
 from tests.e2e.conftest import Maker
+from tests.signal_masks import OF_LIBC
 from tests.waiting import until, until_sync
 
 #: of the moments after its exec at which a start is told to end, in seconds; it is ready after about 0.4
@@ -35,7 +36,7 @@ async def left_behind(branch: RunningBranch) -> list[int]:
 def masks(pid: int) -> dict[str, int]:
     """What the process holds back and what it ignores, signals as bits."""
     words = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
-    return {line[0]: int(line[1], 16) for line in words if line[0] in MASKS}
+    return {line[0]: int(line[1], 16) & ~OF_LIBC for line in words if line[0] in MASKS}
 
 
 async def prepared(branch: RunningBranch) -> None:

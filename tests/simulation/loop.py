@@ -1,8 +1,8 @@
 """An asyncio loop in virtual time: where nothing is ready the clock jumps to the next timer, so hours pass in moments.
 
 `run(main())` or `@simulate` above a test; in it `asyncio.get_running_loop().time` is the clock of all, and a WallClock
-that of one branch. Everything that runs there stays in one thread: whoever waits for a thread, or for what nobody will
-ever do, is told so as a Deadlock.
+that of one branch. Everything that runs there stays in one thread: what is for another one is done at once, and whoever
+waits for what nobody will ever do is told so as a Deadlock.
 """
 
 import asyncio
@@ -49,6 +49,14 @@ class SimulationLoop(asyncio.SelectorEventLoop):
         if life := life_of(context):
             return super().call_at(when, life.unless_over, callback, *args, context=context)
         return super().call_at(when, callback, *args, context=context)
+
+    def run_in_executor(self, _executor: object, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        done: asyncio.Future[T] = self.create_future()
+        try:
+            done.set_result(work(*args))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is for who waits
+            done.set_exception(error)
+        return done
 
     def advance(self, seconds: float | None) -> None:
         if seconds is None:
