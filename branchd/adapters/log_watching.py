@@ -146,7 +146,7 @@ class Watched(Struct):
     def _find(self, inode: int) -> None:
         """Whether the program still writes to the live file, which is of that inode now."""
         before, self.inode = self.lost, inode
-        self.lost = written_elsewhere(self.log.folder, self.stream, self.pid)
+        self.lost = written_elsewhere(str(self.log.root), self.log.folder, self.stream, self.pid)
         if self.lost and not before:
             _log.warning(
                 "log-taken-away", file=self.log.file, pid=self.pid, writes_to=self.lost,

@@ -278,14 +278,13 @@ def test_what_a_program_has_made_of_its_output_itself_is_its_own(tmp_path: Path)
     """Whatever that is: nothing is said of it, and nothing is done to it."""
     root = tmp_path / "logs"
     root.mkdir()
-    theirs = tmp_path / "stdout.log"
-    for chosen in (tmp_path / "elsewhere", theirs):
+    (root / "stdout.log").touch()
+    for chosen in (tmp_path / "elsewhere", tmp_path / "stdout.txt", tmp_path / "stdout.log"):
         with chosen.open("wb") as out:
             process = subprocess.Popen(["sleep", "1000"], stdout=out)
         try:
             chosen.write_bytes(bytes(1 << 20))
-            elsewhere = written_elsewhere(str(root), Stream.STDOUT, process.pid)
-            assert elsewhere == ("" if chosen is not theirs else str(theirs))
+            assert written_elsewhere(str(root), str(root), Stream.STDOUT, process.pid) == ""
             assert not bound(str(root), Stream.STDOUT, process.pid, 0)
             chosen.unlink()
             assert not bound(str(root), Stream.STDOUT, process.pid, 0), "it was never in the logs' folder"
@@ -293,7 +292,24 @@ def test_what_a_program_has_made_of_its_output_itself_is_its_own(tmp_path: Path)
         finally:
             process.kill()
             process.wait()
-    assert written_elsewhere(str(root), Stream.STDOUT, process.pid) == "", "it is gone"
+    assert written_elsewhere(str(root), str(root), Stream.STDOUT, process.pid) == "", "it is gone"
+
+
+@pytest.mark.parametrize(("mode", "emptied"), [("rb", False), ("ab", True)])
+def test_only_what_the_program_could_empty_itself_is_emptied(tmp_path: Path, mode: str, emptied: bool) -> None:
+    """In a mount namespace of its own it may give the logs' place to any file that it may read."""
+    log = tmp_path / "logs" / "stdout.log"
+    log.parent.mkdir()
+    log.write_bytes(bytes(1 << 20))
+    with log.open(mode) as held:
+        process = subprocess.Popen(["sleep", "1000"], stdout=held)
+        try:
+            log.unlink()
+            assert bound(str(log.parent), Stream.STDOUT, process.pid, 1000) == emptied
+            assert os.fstat(held.fileno()).st_size == (0 if emptied else 1 << 20)
+        finally:
+            process.kill()
+            process.wait()
 
 
 async def test_what_goes_elsewhere_than_to_files_is_not_missed(files: FileLogs, tmp_path: Path) -> None:
