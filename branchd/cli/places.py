@@ -18,11 +18,12 @@ SOCKET = "api.sock"
 
 def config(environment: Mapping[str, str], root: bool) -> Path:
     """Read where it exists and no other is named: a unit has it where ConfigurationDirectory= says."""
-    if folder := environment.get("CONFIGURATION_DIRECTORY"):
-        return Path(folder) / CONFIG.name
+    if folders := environment.get("CONFIGURATION_DIRECTORY"):
+        named = [Path(folder) / CONFIG.name for folder in folders.split(":")]
+        return next(filter(os.path.exists, named), named[0])
     home = environment.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     own = Path(home) / "branchd" / CONFIG.name
-    return own if not root and own.exists() else CONFIG
+    return own if not root and os.path.exists(own) else CONFIG  # HOME may be another's, whose folders are closed
 
 
 def state(environment: Mapping[str, str], root: bool) -> Path:

@@ -319,3 +319,5 @@ def test_without_a_file_named_it_is_the_units_or_the_accounts_own_or_the_machine
     assert load(None, own, {}).branch.name == "own"
     assert load(None, {"XDG_CONFIG_HOME": str(tmp_path / "none")}, {}).branch.name == "mac"
     assert load(None, own | unit, {}).branch.name == "uni"
+    several = {"CONFIGURATION_DIRECTORY": f"{tmp_path / 'none'}:{tmp_path / 'unit'}"}
+    assert load(None, own | several, {}).branch.name == "uni"
