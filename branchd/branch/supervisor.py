@@ -286,6 +286,7 @@ class Supervisor:
         if again and not await self._recording.ends(machine):
             return  # no start is made without a commit, so nothing is ended for one either
         self._recording.moved(machine)
+        told = machine if again else before  # up to where the events tell of it
         if before.alive and not machine.alive:
             self._recording.ended(event.exit, self.attendance.tasks if self.attendance is not None else ())
             self._forget_process()
@@ -298,9 +299,9 @@ class Supervisor:
         # What changes no state waits for the next event's commit, where there is one.
         if not self._recording.saved and (moved or not self._mailbox.more):
             if intent:
-                self._mailbox.answer(await self._spawn(self._recording.begin(before)))
+                self._mailbox.answer(await self._spawn(self._recording.begin(told)))
             else:
-                await self._recording.save(before, self.spec.logs)
+                await self._recording.save(told, self.spec.logs)
         if machine.state is State.STOPPING and self.attendance is not None:
             self.attendance.stopping()
         for effect in effects:

@@ -275,6 +275,25 @@ async def test_on_a_full_disk_a_restart_is_refused_and_what_runs_goes_on(service
     await until(lambda: state(service, "a") is State.STOPPED)
 
 
+async def test_a_restart_is_told_once_whatever_is_changed_while_it_is_committed(service, house, monkeypatch):
+    await create(service, "a", stop=[{"signal": "KILL", "patience": 5}])
+    pid = await running(service, "a")
+    told, write, changing = service.events.last, house.store.write, []
+
+    async def slow(*changes, durable=True):
+        if not durable and not changing:
+            changing.append(asyncio.create_task(service.instances.patch("web", "a", {"weight": 2})))
+            await until(lambda: service.instances.get("web", "a").effective["weight"] == 2)
+        await write(*changes, durable=durable)
+
+    monkeypatch.setattr(house.store, "write", slow)
+    await service.instances.restart("web", "a")
+    await asyncio.gather(*changing)
+    await until(lambda: service.instances.get("web", "a").status.pid not in (None, pid))
+    events = await house.store.events(told, 100)
+    assert [event.data["to"] for event in events if event.type == "instance.state"][:2] == ["STOPPING", "STARTING"]
+
+
 async def test_a_daemon_that_starts_on_a_full_disk_adopts_what_runs(service, house):
     await create(service, "a")
     pid = await running(service, "a")
