@@ -15,6 +15,9 @@ HELD = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, 
 #: seconds that a start may go without handling them, many times what it takes; what hangs longer they end as ever
 PATIENCE = 10.0
 
+#: seconds between two looks then, whether they are handled by now
+AGAIN = 1.0
+
 
 def hold_signals() -> None:
     """From here to let_signals(), of the next image too: what comes waits. No child may be started between."""
@@ -44,4 +47,6 @@ def _let_end(over: threading.Event) -> None:
     """A signal takes a thread that lets it through, and ends the process by it, whatever the others wait for."""
     if not over.wait(PATIENCE) and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         let_signals()
-        over.wait()
+        # And no longer than that: a reload holds them back where this thread would still let them through.
+        while not over.wait(AGAIN) and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            pass

@@ -9,18 +9,21 @@ import pytest
 
 from tests.waiting import until_sync
 
-#: holds them, tells so, goes on when its standard input ends, handles TERM, and tells how often it was called
+#: holds them, tells so, goes on when its standard input ends, handles TERM, and tells how often it was called;
+#: where it read "stay", it does
 PROGRAM = """
 import signal, sys
 from branchd.adapters import held_signals
 held_signals.PATIENCE = float(sys.argv[1])
 with held_signals.held_at_start():
     print("held", flush=True)
-    sys.stdin.read()
+    told = sys.stdin.read()
     came = []
     signal.signal(signal.SIGTERM, lambda *_: came.append("TERM"))
     held_signals.let_signals()
     print(came, flush=True)
+    while told == "stay":
+        signal.pause()
 print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
 """
 
@@ -55,6 +58,21 @@ def test_one_that_comes_when_a_start_has_long_been_hanging_ends_it_too() -> None
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == -signal.SIGTERM
     process.communicate()
+
+
+def test_once_they_are_handled_no_other_thread_takes_them() -> None:
+    """A reload holds them back in the main thread alone, and they would end the daemon there."""
+    process = begun(0.1)
+    until_sync(lambda: not all(waits(process.pid)), what="a thread that lets signals through")
+    assert process.stdin is not None
+    process.stdin.write("stay")
+    process.stdin.close()
+    assert process.stdout is not None
+    assert process.stdout.readline() == "[]\n"
+    until_sync(lambda: len(waits(process.pid)) == 1, what="its end")
+    process.kill()
+    process.wait()
+    process.stdout.close()
 
 
 def waits(pid: int) -> list[bool]:
