@@ -145,11 +145,14 @@ class Watched(Struct):
 
     def _find(self, inode: int) -> None:
         """Whether the program still writes to the live file, which is of that inode now."""
-        before, self.inode = self.lost, inode
-        self.lost = written_elsewhere(str(self.log.root), self.log.folder, self.stream, self.pid)
-        if self.lost and not before:
+        before, pid = self.lost, self.pid
+        lost = written_elsewhere(str(self.log.root), self.log.folder, self.stream, pid)
+        if pid != self.pid:
+            return  # the next program has opened it anew meanwhile; the next look is at that one
+        self.inode, self.lost = inode, lost
+        if lost and not before:
             _log.warning(
-                "log-taken-away", file=self.log.file, pid=self.pid, writes_to=self.lost,
+                "log-taken-away", file=self.log.file, pid=pid, writes_to=lost,
                 cure="restart the instance: it opens a new one",
             )  # fmt: skip
 

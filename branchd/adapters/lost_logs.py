@@ -27,18 +27,16 @@ def written_elsewhere(root: str, folder: str, stream: Stream, pid: int) -> str:
     """
     descriptor = _descriptor(stream, pid)
     try:
-        name = os.readlink(descriptor)
-        base = os.path.basename(name).removesuffix(_DELETED)
+        base = os.path.basename(os.readlink(descriptor)).removesuffix(_DELETED)
         if base.startswith(f"{stream}.log"):  # also of a name that another rotation gave it
             base = f"{stream}.log"
         if base not in {f"{stream}.{kind}" for kind in _KINDS}:
             return ""
-        held = os.stat(descriptor)
+        held, there = os.stat(descriptor), _found(f"{folder}/{base}")
+        name = os.readlink(descriptor)  # as it is now: it may have been moved since the first look
     except OSError:
         return ""
-    try:
-        there = os.stat(f"{folder}/{base}", follow_symlinks=False)
-    except OSError:
+    if there is None:
         return name
     return "" if os.path.samestat(held, there) or not _below(root, name) else name
 
@@ -62,6 +60,13 @@ def bound(root: str, stream: Stream, pid: int, most: int) -> bool:
         return True
     finally:
         os.close(held)
+
+
+def _found(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
 
 
 def _writable(stream: Stream, pid: int, held: int) -> bool:
