@@ -159,7 +159,6 @@ class _Pipe:
             return
         text = b"".join(self._lines(waiting[:whole], log_times.stamp(_now()), final))
         done = self._done + whole
-
         self.log.append(text, lambda end: self._settle(done, end))
         if self._done > SPOOL:
             self._begin_anew()

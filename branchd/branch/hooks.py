@@ -36,7 +36,7 @@ AT_ONCE = 8
 MOST_WAITING = 1000
 
 #: seconds until the events are read again where the store failed
-AGAIN = 1.0
+AGAIN = 5.0
 
 #: seconds that the end of the daemon waits for hooks that are under way
 END_PATIENCE = 5.0

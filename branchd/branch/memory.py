@@ -6,14 +6,10 @@ The kernel's own limit, which kills, is `limits.memory`, and nothing of this.
 import asyncio
 from typing import Protocol
 
-import structlog
-
 from branchd.branch.ports import Host, Process
 from branchd.core.lifecycle import State
 from branchd.core.spec import Spec, size_in_bytes
 from branchd.core.values import Key
-
-log = structlog.get_logger(__name__)
 
 #: seconds between two looks
 PERIOD = 5.0
@@ -75,7 +71,6 @@ class MemoryWatch:
         used = self._host.memory(process.identity)
         if used > size_in_bytes(limit):
             reason = f"uses {used / 2**20:.0f} MiB, max_memory is {size_in_bytes(limit) / 2**20:.0f} MiB"
-            log.warning("restarting", instance=str(instance.key), reason=reason)
             instance.renew(reason)
 
 

@@ -282,11 +282,13 @@ class Supervisor:
         before = self.machine
         policy = Policy(self.spec.restart, self._driver.stop_plan(self.spec), self._keeper.hold(self))
         machine, effects = step(before, event, self._world.clock(), policy, self._world.chance())
-        again = event.symbol in (Symbol.RESTART, Symbol.RENEW) and machine.state is State.STOPPING is not before.state
-        if again and not await self._recording.ends(machine):
-            return  # no start is made without a commit, so nothing is ended for one either
+        told = before  #: up to where the events tell of it
+        ends = machine.state is State.STOPPING and before.state is not State.STOPPING
+        if ends and event.symbol in (Symbol.RESTART, Symbol.RENEW):
+            if not await self._recording.ends(machine):
+                return  # no start is made without a commit, so nothing is ended for one either
+            told = machine
         self._recording.moved(machine)
-        told = machine if again else before  # up to where the events tell of it
         if before.alive and not machine.alive:
             self._recording.ended(event.exit, self.attendance.tasks if self.attendance is not None else ())
             self._forget_process()

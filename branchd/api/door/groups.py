@@ -75,7 +75,7 @@ async def get_all_config_info(door: Door) -> Written:
     here = {(one.app, one.name): dict(one.effective) for one in door.service.instances.list()}
     found = await door.service.files.defined()
     there = {
-        (app.name, name): encode(effective(dict(app.spec), dict(own)))
+        (app.name, name): (app.spec, own)
         for app in found.apps.values()
         for name, own in app.instances.items()
         if (app.name, name) not in here
@@ -83,7 +83,8 @@ async def get_all_config_info(door: Door) -> Written:
 
     def told_of() -> Written:
         infos = [_info(door, key, spec, inuse=True) for key, spec in here.items()]
-        infos += [_info(door, key, spec, inuse=False) for key, spec in there.items()]
+        infos += [_info(door, key, encode(effective(dict(app), dict(own))), inuse=False)
+                  for key, (app, own) in there.items()]  # fmt: skip
         return written(sorted(infos, key=lambda info: (info["name"], info["group"])))
 
     return await asyncio.to_thread(told_of)  # of hundreds it takes long, and is 2.5 kB of each
