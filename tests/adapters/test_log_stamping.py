@@ -140,6 +140,7 @@ async def test_a_program_that_ends_before_its_pipe_is_found_leaves_none(tmp_path
     first = FileLogs(tmp_path / "logs")
     with first.open(KEY, TIMESTAMPED) as (out, _):
         os.write(out, b"one\nlast words")
+        assert texts(await first.tail(KEY, Stream.STDOUT, 10)) == [b"one"]  # what is still in the pipe goes with it
         await first.close()
         second = FileLogs(tmp_path / "logs")
         busy = threading.Event()
