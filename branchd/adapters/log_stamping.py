@@ -221,6 +221,8 @@ class Stamper:
         with self._lock, inner_folder(self._root, key.app, key.name) as folder:
             name = pipe_name(stream, format)
             if name not in os.listdir(folder):
+                if (key, stream) in self._pipes:  # its folder was taken away
+                    self._drop(key, stream, remove=True)
                 with suppress(FileNotFoundError):  # left by somebody who took its pipe away: it tells of another log
                     os.unlink(spool_name(stream), dir_fd=folder)
                 os.mkfifo(name, 0o600, dir_fd=folder)
@@ -322,7 +324,8 @@ class Stamper:
                 try:
                     moved = max(moved, pipe.turn())
                 except OSError as error:
-                    _log.warning("log-lines-wait", file=str(pipe.log.path), reason=str(error))
+                    if pipe not in late:
+                        _log.warning("log-lines-wait", file=str(pipe.log.path), reason=str(error))
                     self._listen(pipe, False)
                     late[pipe] = time.monotonic() + PATIENCE
                 else:

@@ -84,7 +84,7 @@ class Watched(Struct):
     backlog: int | None = None  #: bytes of data that it held after the last look
     waits: bool = False  #: for its turn, in the queue
     slow: bool = False  #: as the last look found it, the next one is QUIET away
-    inode: int = 0  #: of the live file at the last look; 0: there was none
+    inode: int = 0  #: of the live file when it was last seen and not lost; 0: it never was
     lost: str = ""  #: what the program writes to instead of the live file, in the kernel's words
     left: bool = False  #: nobody looks after it any more
 
@@ -146,10 +146,12 @@ class Watched(Struct):
     def _find(self, inode: int) -> None:
         """Whether the program still writes to the live file, which is of that inode now."""
         before, pid = self.lost, self.pid
-        lost = written_elsewhere(str(self.log.root), self.log.folder, self.stream, pid)
+        lost = written_elsewhere(str(self.log.root), self.log.folder, self.stream, pid, self.inode)
         if pid != self.pid:
             return  # the next program has opened it anew meanwhile; the next look is at that one
-        self.inode, self.lost = inode, lost
+        self.lost = lost
+        if not lost:
+            self.inode = inode
         if lost and not before:
             _log.warning(
                 "log-taken-away", file=self.log.file, pid=pid, writes_to=lost,

@@ -171,6 +171,8 @@ class FileLogs:
         if self._stamper.reads(key):
             streams = [Stream.STDOUT] if logs.stderr is Stderr.JOIN else list(Stream)
             used = streams if logs.to is LogTarget.FILES else []
+            with inner_folder(self._root, key.app, key.name, create=True):
+                pass  # where it was taken away there is one again, for what is left in the pipes
             self._stamper.keep(key, lambda stream, format: stream in used and format is logs.format)
 
     # In threads

@@ -19,26 +19,31 @@ _DELETED = " (deleted)"
 _KINDS = ("log", *LogFormat)
 
 
-def written_elsewhere(root: str, folder: str, stream: Stream, pid: int) -> str:
+def written_elsewhere(root: str, folder: str, stream: Stream, pid: int, inode: int) -> str:
     """The kernel's name of what a program writes to that was once its log, or the pipe to it, in that folder.
 
-    Empty where it is there still, where the program itself chose another file, and where it cannot be told: what is not
-    below the logs' root is taken for its own choice as long as its log stands where it was made.
+    `inode`: of the log when it was last seen there; 0: it never was. Then names must tell, and what is not below the
+    logs' root is taken for the program's own choice as long as a log stands where it was made. Empty where it is there
+    still, where the program itself chose another file, and where it cannot be told.
     """
     descriptor = _descriptor(stream, pid)
     try:
         base = os.path.basename(os.readlink(descriptor)).removesuffix(_DELETED)
         if base.startswith(f"{stream}.log"):  # also of a name that another rotation gave it
             base = f"{stream}.log"
-        if base not in {f"{stream}.{kind}" for kind in _KINDS}:
+        held = os.stat(descriptor)
+        known = held.st_ino == inode
+        if known:
+            base = f"{stream}.log"
+        elif base not in {f"{stream}.{kind}" for kind in _KINDS}:
             return ""
-        held, there = os.stat(descriptor), _found(f"{folder}/{base}")
+        there = _found(f"{folder}/{base}")
         name = os.readlink(descriptor)  # as it is now: it may have been moved since the first look
     except OSError:
         return ""
     if there is None:
         return name
-    return "" if os.path.samestat(held, there) or not _below(root, name) else name
+    return name if not os.path.samestat(held, there) and (known or _below(root, name)) else ""
 
 
 def bound(root: str, stream: Stream, pid: int, most: int) -> bool:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -165,6 +166,18 @@ async def test_a_daemon_that_was_killed_after_its_program_ended_leaves_no_pipe_t
     files.forget(KEY)
     await until(lambda: [path.name for path in folder.iterdir()] == ["stdout.log"])
     assert texts(await files.tail(KEY, Stream.STDOUT, 10)) == [b"one", b"last words"]
+
+
+async def test_where_its_folder_was_taken_away_the_next_program_has_one_again(files: FileLogs, folder: Path) -> None:
+    with files.open(KEY, TIMESTAMPED) as (out, _):
+        os.write(out, b"gone\n")
+        assert texts(await files.tail(KEY, Stream.STDOUT, 10)) == [b"gone"]
+        shutil.rmtree(folder)
+        os.write(out, b"left\nlast words")
+    with files.open(KEY, TIMESTAMPED) as (out, _):
+        os.write(out, b"\nnext\n")
+        assert texts(await files.tail(KEY, Stream.STDOUT, 10))[-1] == b"next"
+        assert texts(await files.tail(KEY, Stream.STDOUT, 10))[0] == b"left"
 
 
 async def test_the_format_changes_with_the_next_start(files: FileLogs, folder: Path) -> None:

@@ -137,6 +137,26 @@ def rename_above(folder: Path) -> str:
 WAYS = [remove_file, rename_file, replace_file, remove_folder, rename_folder, remove_all, rename_above]
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("to", ["a.log", "../../../a.log"])
+async def test_a_log_that_was_seen_in_its_place_is_missed_whatever_it_is_called_now(
+    files: FileLogs, folder: Path, start: Start, to: str, replaced: bool
+) -> None:
+    program = start(JOINED)
+    await written(files, program)
+    await until(lambda: files._watch._watched[KEY][0].inode)
+    (folder / "stdout.log").rename(folder / to)
+    if replaced:
+        (folder / "stdout.log").touch()
+    program.write(100)
+    await until(lambda: files.lost(KEY), what="it to be noticed")
+    looked = files._watch._watched[KEY][0].looked
+    await until(lambda: files._watch._watched[KEY][0].looked > looked)
+    assert files.lost(KEY) == {Stream.STDOUT: str((folder / to).resolve())}
+    (folder / to).rename(folder / "stdout.log")
+    await until(lambda: not files.lost(KEY), what="it to be back")
+
+
 @pytest.mark.parametrize("still", [False, True])
 @pytest.mark.parametrize("take_away", WAYS)
 async def test_a_log_that_is_taken_away_is_told_once_and_not_read_as_if_it_were_there(
@@ -283,7 +303,7 @@ def test_what_a_program_has_made_of_its_output_itself_is_its_own(tmp_path: Path)
             process = subprocess.Popen(["sleep", "1000"], stdout=out)
         try:
             chosen.write_bytes(bytes(1 << 20))
-            assert written_elsewhere(str(root), str(root), Stream.STDOUT, process.pid) == ""
+            assert written_elsewhere(str(root), str(root), Stream.STDOUT, process.pid, 0) == ""
             assert not bound(str(root), Stream.STDOUT, process.pid, 0)
             chosen.unlink()
             assert not bound(str(root), Stream.STDOUT, process.pid, 0), "it was never in the logs' folder"
@@ -291,7 +311,7 @@ def test_what_a_program_has_made_of_its_output_itself_is_its_own(tmp_path: Path)
         finally:
             process.kill()
             process.wait()
-    assert written_elsewhere(str(root), str(root), Stream.STDOUT, process.pid) == "", "it is gone"
+    assert written_elsewhere(str(root), str(root), Stream.STDOUT, process.pid, 0) == "", "it is gone"
 
 
 @pytest.mark.parametrize(("mode", "emptied"), [("rb", False), ("ab", True)])
