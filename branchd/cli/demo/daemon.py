@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -83,6 +84,8 @@ class Daemon:
             self.kill()
             return 0
         try:
+            with suppress(Failed):  # it was just about to end: its socket is gone before its process is
+                asyncio.run(self.start())
             asyncio.run(self.start())  # what one that crashed has left running, the next one adopts, and can stop
             self._process.send_signal(signal.SIGTERM)
             return self._process.wait(PATIENCE)
