@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 
@@ -45,18 +44,6 @@ for first in range(0, int(sys.argv[1]), int(sys.argv[2])):
     while data:
         data = data[os.write(1, data):]
 """
-
-
-@pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[FileLogs]:
-    made = FileLogs(tmp_path / "logs")
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "logs" / KEY.app / KEY.name
 
 
 def texts(log: bytes) -> list[bytes]:

@@ -59,13 +59,6 @@ def blockbuster() -> Iterator[BlockBuster]:
         yield blocking
 
 
-@pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[FileLogs]:
-    made = FileLogs(tmp_path / "logs")
-    yield made
-    await made.close()
-
-
 class TestFileLogs(LogFilesConformance):
     @pytest.fixture
     async def logs(self, files: FileLogs, monkeypatch: pytest.MonkeyPatch) -> FileLogs:
@@ -80,11 +73,6 @@ class TestMemoryLogs(LogFilesConformance):
         made = MemoryLogs()
         yield made
         await made.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "logs" / KEY.app / KEY.name
 
 
 @pytest.fixture

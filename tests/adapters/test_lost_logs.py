@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +65,6 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_watching, "FIRST", 0.01)
     monkeypatch.setattr(log_watching, "FLOOR", 0.01)
     monkeypatch.setattr(logs, "FOLLOW", 0.01)
-
-
-@pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[FileLogs]:
-    made = FileLogs(tmp_path / "logs")
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "logs" / KEY.app / KEY.name
 
 
 @pytest.fixture
